@@ -1,0 +1,373 @@
+"""The configuration: frozen dataclasses that hold the only defaults, and the readers that check values against them.
+
+`ModelConfig` describes a network and its data (a model folder's ``model.yaml``); `DetectorConfig` what a user may
+change at run time. A model folder may bring its own defaults for the latter. ROS parameters, ``--set KEY=VALUE`` and
+`Detector.load(overrides=...)` all go through `with_overrides`, so they accept the same keys and give the same errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from dsvt_ros.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,  # noqa: A002 - the name that argparse users know
+    minimum: float | None = None,
+    maximum: float | None = None,
+    live: bool = False,
+) -> Any:
+    """A dataclass field with a description and a closed range; `live` marks what may change between two clouds."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "live": live}
+    return field(default=default, metadata=metadata)
+
+
+# ------------------------------------------------------------------------------------------------ model.yaml
+
+
+@dataclass(frozen=True)
+class PointFeature:
+    """One input column of the network."""
+
+    name: str = option(help="column name: x, y, z, intensity, elongation, time ...")
+    scale: Literal["none", "tanh"] = option("none", help="how the network was trained to see it")
+    fill: float = option(0.0, help="value where the cloud lacks the column or holds NaN")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Pillar or voxel feature encoder (PointNet layers with a maximum per voxel)."""
+
+    channels: tuple[int, ...] = option(help="output channels of each layer")
+
+
+@dataclass(frozen=True)
+class Backbone3dConfig:
+    """Set-attention backbone, DSVT section 3."""
+
+    channels: int = option(help="width of a voxel's feature", minimum=1)
+    ffn_channels: int = option(help="hidden width of the feed-forward layers", minimum=1)
+    num_heads: int = option(help="attention heads", minimum=1)
+    num_blocks: int = option(help="blocks of two set-attention layers", minimum=1)
+    set_size: int = option(help="voxels that attend together", minimum=1)
+    windows: tuple[tuple[int, int, int], ...] = option(help="window of each shift, cells in x, y, z")
+    offsets: tuple[tuple[int, int, int], ...] = option(help="origin offset of each shift, cells")
+
+
+@dataclass(frozen=True)
+class Backbone2dConfig:
+    """Residual BEV backbone."""
+
+    blocks: tuple[int, ...] = option(help="residual blocks of each stage")
+    strides: tuple[int, ...] = option(help="stride of each stage's first block")
+    channels: tuple[int, ...] = option(help="channels of each stage")
+    upsample_strides: tuple[int, ...] = option(help="upsampling of each stage's output")
+    upsample_channels: tuple[int, ...] = option(help="channels of each upsampled output")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """CenterHead: a heatmap a class and regression maps."""
+
+    shared_channels: int = option(help="channels of the shared convolution", minimum=1)
+    branches: tuple[str, ...] = option(
+        ("center", "center_z", "dim", "rot", "iou", "hm"), help="output maps in state-dict order"
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network and the data it was trained for; the content of ``model.yaml``.
+
+    Lengths are metres in the model's frame (REP 103: x forward, y left, z up).
+    """
+
+    name: str = option(help="model name")
+    class_names: tuple[str, ...] = option(help="class names, in label order")
+    point_cloud_range: tuple[float, float, float, float, float, float] = option(
+        help="x, y, z minimum and x, y, z maximum"
+    )
+    voxel_size: tuple[float, float, float] = option(help="size of a voxel in x, y, z")
+    features: tuple[PointFeature, ...] = option(help="input columns")
+    ground_z: float = option(help="height of the ground in the model's frame")
+    encoder: EncoderConfig = option(help="pillar encoder")
+    backbone_3d: Backbone3dConfig = option(help="set-attention backbone")
+    backbone_2d: Backbone2dConfig = option(help="BEV backbone")
+    head: HeadConfig = option(help="detection head")
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        if names[:3] != ["x", "y", "z"]:
+            raise ConfigError(f"features must start with x, y, z; got {', '.join(names)}")
+        backbone = self.backbone_3d
+        if backbone.channels != self.encoder.channels[-1]:
+            raise ConfigError(
+                f"backbone_3d.channels ({backbone.channels}) must equal the encoder's last channels "
+                f"({self.encoder.channels[-1]})"
+            )
+        if backbone.channels % backbone.num_heads:
+            raise ConfigError(
+                f"backbone_3d.channels ({backbone.channels}) must be a multiple of num_heads ({backbone.num_heads})"
+            )
+        if len(backbone.windows) != 2 or len(backbone.offsets) != 2:
+            raise ConfigError("backbone_3d needs two windows and two offsets, one for each shift")
+        stages = {len(getattr(self.backbone_2d, f.name)) for f in dataclasses.fields(self.backbone_2d)}
+        if len(stages) != 1:
+            raise ConfigError("the lists of backbone_2d must have one entry for each stage")
+        _ = self.grid_size
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Cells in x, y, z.
+
+        Raises:
+            ConfigError: The range is no multiple of the voxel size (up to 0.1 cell, as published configurations
+                round: (74.88 + 74.88) / 0.32 truncates to 467, and KITTI's 467.925 cells stand for 468).
+        """
+        cells = []
+        for axis, size in enumerate(self.voxel_size):
+            extent = self.point_cloud_range[axis + 3] - self.point_cloud_range[axis]
+            if size <= 0 or extent <= 0:
+                raise ConfigError(f"voxel_size and point_cloud_range must be positive, got {size} and {extent}")
+            count = round(extent / size)
+            if abs(extent / size - count) > 0.1:
+                raise ConfigError(
+                    f"point_cloud_range ({extent:g} m along {'xyz'[axis]}) is no multiple of voxel_size ({size:g} m): "
+                    f"{extent / size:.3f} cells"
+                )
+            cells.append(count)
+        return cells[0], cells[1], cells[2]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the input columns, in order."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def output_stride(self) -> int:
+        """Voxels along one side of a cell of the head's maps."""
+        return self.backbone_2d.strides[0] // self.backbone_2d.upsample_strides[0]
+
+
+# ------------------------------------------------------------------------------------------- run-time options
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """From a cloud's points to the network's input."""
+
+    min_range: float = option(
+        0.1, help="points nearer to the sensor than this are dropped, m; drivers report missing returns as 0, 0, 0",
+        minimum=0.0, maximum=100.0, live=True,
+    )
+    sensor_pose: tuple[float, ...] = option(
+        (), help="pose of the sensor in the model's frame: x, y, z (m), roll, pitch, yaw (rad); empty: identity"
+    )
+    model_frame: str = option(
+        "", help="TF frame whose axes and ground are the model's; boxes are brought back to the cloud's frame"
+    )
+    find_ground: bool = option(
+        False, help="estimate the ground's height in each cloud and lift it to the model's; off with a given pose",
+        live=True,
+    )
+    scale_features: bool = option(
+        True, help="apply the model's own rule (such as tanh); false: columns are already scaled", live=True
+    )
+    intensity_scale: float = option(
+        1.0, help="factor on the intensity column before the model's rule, such as 0.00392157 for 0..255",
+        minimum=0.0, live=True,
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.sensor_pose) not in (0, 6):
+            raise ConfigError(
+                f"preprocess.sensor_pose takes 6 numbers (x, y, z, roll, pitch, yaw) or none, got {len(self.sensor_pose)}"
+            )
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """From the head's maps to boxes. Per-class lists follow the model's class order."""
+
+    score_threshold: float = option(0.1, help="boxes with a lower heatmap score are dropped", minimum=0.0, maximum=1.0,
+                                    live=True)
+    max_candidates: int = option(500, help="peaks kept a class and overall before NMS", minimum=1, maximum=4096)
+    iou_rectifier: tuple[float, ...] = option((), help="weight of the predicted IoU in the score, a class; empty: none")
+    nms_iou: tuple[float, ...] = option((0.7,), help="BEV IoU above which the lower-scored box of a class is dropped")
+    nms_geometry: Literal["exact", "dsvt_release"] = option(
+        "exact", help="dsvt_release: every box turned by 90 degrees, as in the published kernel", live=True
+    )
+    center_range: tuple[float, ...] = option((), help="x, y, z minimum and maximum of box centres, m; empty: no limit")
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Everything about a `Detector` that can be set without changing the network."""
+
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+    def check_against(self, model: ModelConfig) -> None:
+        """Raise `ConfigError` where a per-class list does not fit the model's classes."""
+        for name in ("iou_rectifier", "nms_iou"):
+            values = getattr(self.postprocess, name)
+            if len(values) not in (0, 1, len(model.class_names)):
+                raise ConfigError(
+                    f"postprocess.{name} needs one value or one for each of {', '.join(model.class_names)}; "
+                    f"got {len(values)}"
+                )
+
+
+# --------------------------------------------------------------------------------------------- reading values
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], *, path: str = "") -> T:
+    """Build a configuration dataclass from nested mappings (as YAML gives them).
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type or lies outside its range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path or cls.__name__} must be a mapping of {', '.join(fields)}; got {values!r}")
+    for key in values:
+        if key not in fields:
+            raise ConfigError(_unknown_key(f"{path}{key}", [path + name for name in fields]))
+    hints = typing.get_type_hints(cls)
+    arguments = {key: _convert(hints[key], value, f"{path}{key}", fields[key]) for key, value in values.items()}
+    required = [
+        path + name for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in arguments
+    ]
+    if required:
+        raise ConfigError(f"missing {', '.join(required)}")
+    return cls(**arguments)
+
+
+def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
+    """A copy of `config` with dotted keys replaced, such as ``{"postprocess.score_threshold": 0.3}``.
+
+    Raises:
+        ConfigError: As `from_mapping`; an unknown key is answered with the closest known one.
+    """
+    known = dict(flatten(config))
+    tree: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key not in known:
+            raise ConfigError(_unknown_key(key, list(known)))
+        node = tree
+        *groups, leaf = key.split(".")
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = value
+    return _replace(config, tree, "")
+
+
+def flatten(config: object, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every leaf of a configuration dataclass, in declaration order."""
+    for key, _, value in leaves(config, path):
+        yield key, value
+
+
+def leaves(config: object, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yield (dotted key, dataclass field, value) of every leaf of a configuration dataclass."""
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{path}{f.name}.")
+        else:
+            yield path + f.name, f, value
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split ``KEY=VALUE`` of the command line; the value is read as YAML, so lists are written ``[1, 2]`` or ``1,2``.
+
+    Raises:
+        ConfigError: There is no ``=`` or the value is no YAML.
+    """
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+        if isinstance(parsed, str) and "," in parsed:
+            parsed = yaml.safe_load(f"[{value}]")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value of {key}: {value!r}") from error
+    return key, parsed
+
+
+def _replace(config: T, tree: Mapping[str, Any], path: str) -> T:
+    hints = typing.get_type_hints(type(config))
+    fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    changes = {}
+    for key, value in tree.items():
+        current = getattr(config, key)
+        if dataclasses.is_dataclass(current):
+            changes[key] = _replace(current, value, f"{path}{key}.")
+        else:
+            changes[key] = _convert(hints[key], value, path + key, fields[key])
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown key {key}; did you mean {close[0]}? Known: {', '.join(known)}" if close else f"unknown key {key}"
+
+
+def _convert(hint: Any, value: Any, path: str, described: dataclasses.Field[Any]) -> Any:
+    """Check `value` against a type hint and the field's range; lists become tuples, integers floats where asked."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast("type[Any]", hint), value, path=f"{path}.")
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{path} must be one of {', '.join(map(str, arguments))}; got {value!r}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path, described)
+    if origin is tuple:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = [value]
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ConfigError(f"{path} must be a list, got {value!r}")
+        items = list(value)
+        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+            raise ConfigError(f"{path} needs {len(arguments)} values, got {len(items)}")
+        hints = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else list(arguments)
+        return tuple(_convert(h, v, f"{path}[{i}]", described) for i, (h, v) in enumerate(zip(hints, items)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{path} must be a {hint.__name__}, got {value!r}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_range(value, path, described)
+    return value
+
+
+def _check_range(value: float, path: str, described: dataclasses.Field[Any]) -> None:
+    minimum, maximum = described.metadata.get("minimum"), described.metadata.get("maximum")
+    too_small = minimum is not None and value < minimum
+    too_large = maximum is not None and value > maximum
+    if not math.isfinite(value) or too_small or too_large:
+        limits = " and ".join(
+            text for text, limit in ((f"at least {minimum}", minimum), (f"at most {maximum}", maximum))
+            if limit is not None
+        )
+        raise ConfigError(f"{path} must be {limits or 'finite'}, got {value}")
