@@ -1,0 +1,112 @@
+"""Builds vision_msgs for Python from ``msg/`` with the rosidl generators of this environment.
+
+The package index has rclpy and the common messages but not vision_msgs. Where ROS is installed, vision_msgs comes
+with it and this package is never built (see ``resource/environment/bootstrap.py``).
+"""
+
+import json
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+# The generators find their templates through the ament index, which lies in this environment.
+os.environ["AMENT_PREFIX_PATH"] = sys.prefix
+
+import numpy as np
+from rosidl_cli.command.hash.api import generate_type_hashes
+from rosidl_cli.command.translate.api import translate
+from rosidl_generator_c.cli import GenerateC
+from rosidl_generator_py.cli import GeneratePython
+from rosidl_typesupport_c.cli import GenerateCTypesupport
+from rosidl_typesupport_fastrtps_c.cli import GenerateFastRTPSCTypesupport
+from setuptools import Extension, setup
+
+PACKAGE = "vision_msgs"
+TYPE_HASH = "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"
+"""Of vision_msgs/msg/Detection3DArray as ROS distributes it. Nodes with another hash do not hear each other."""
+
+PREFIX = Path(sys.prefix)
+SHARE = str(PREFIX / "share")
+OUTPUT = Path("generated")
+SOURCES = OUTPUT / PACKAGE
+MARKER = OUTPUT / "package_marker" / PACKAGE
+
+
+def generate() -> None:
+    """Writes IDL, type descriptions, C sources and Python classes below ``OUTPUT``.
+
+    Raises:
+        SystemExit: The messages are not those of vision_msgs.
+    """
+    messages = [f"{Path.cwd()}:msg/{path.name}" for path in sorted(Path("msg").glob("*.msg"))]
+    translated = translate(
+        package_name=PACKAGE, interface_files=messages, include_paths=[SHARE], output_format="idl", output_path=SOURCES
+    )
+    idl = [str(path) for path in translated]
+    descriptions = generate_type_hashes(
+        package_name=PACKAGE, interface_files=idl, include_paths=[SHARE], output_path=SOURCES
+    )
+    check_type_hash(next(Path(path) for path in descriptions if Path(path).stem == "Detection3DArray"))
+
+    GenerateC("c").generate(PACKAGE, idl, [SHARE], SOURCES, descriptions)
+    GenerateFastRTPSCTypesupport("fastrtps_c").generate(PACKAGE, idl, [SHARE], SOURCES)
+    implementations = ["rosidl_typesupport_fastrtps_c"]
+    GenerateCTypesupport("c", typesupport_implementations=implementations).generate(PACKAGE, idl, [SHARE], SOURCES)
+    GeneratePython("py", typesupport_implementations=["rosidl_typesupport_c"]).generate(PACKAGE, idl, [SHARE], SOURCES)
+    (SOURCES / "__init__.py").touch()
+    MARKER.parent.mkdir()
+    MARKER.touch()
+
+
+def check_type_hash(description: Path) -> None:
+    """Compares the hash in a type description with the one of the released vision_msgs."""
+    hashes = {entry["type_name"]: entry["hash_string"] for entry in json.loads(description.read_text())["type_hashes"]}
+    found = hashes[f"{PACKAGE}/msg/Detection3DArray"]
+    if found != TYPE_HASH:
+        sys.exit(
+            f"The type hash of {PACKAGE}/msg/Detection3DArray is {found}, expected {TYPE_HASH}: the files in msg/ "
+            "differ from vision_msgs 4, so other ROS nodes would not receive these messages."
+        )
+
+
+def extension() -> Extension:
+    """One library with type support and Python conversion, under the name that rclpy looks for."""
+    includes = [*PREFIX.glob("include/*/"), OUTPUT, np.get_include(), sysconfig.get_path("include")]
+    libraries = ["rosidl_runtime_c", "rosidl_typesupport_c", "rosidl_typesupport_fastrtps_c"]
+    libraries += ["rosidl_typesupport_fastrtps_cpp", "rmw", "rcutils", "fastcdr"]
+    for dependency in ("std_msgs", "geometry_msgs", "builtin_interfaces"):
+        for part in ("generator_c", "typesupport_c", "typesupport_fastrtps_c", "generator_py"):
+            libraries.append(f"{dependency}__rosidl_{part}")
+    return Extension(
+        f"{PACKAGE}.{PACKAGE}_s__rosidl_typesupport_c",
+        sources=sorted(str(path) for suffix in ("c", "cpp") for path in SOURCES.rglob(f"*.{suffix}")),
+        include_dirs=[str(path) for path in includes],
+        library_dirs=[str(PREFIX / "lib")],
+        libraries=libraries,
+        extra_compile_args=["-O1", "-g0", "-w"],
+    )
+
+
+def files(pattern: str) -> list[str]:
+    """The generated and given files of one kind, for ``share/vision_msgs``."""
+    return sorted(str(path) for folder in (SOURCES, Path()) for path in folder.glob(pattern))
+
+
+# pip runs this file once for each step of a build, in one folder.
+if not MARKER.exists():
+    generate()
+setup(
+    name=PACKAGE,
+    version="4.1.1",
+    description="The 3D detection messages of vision_msgs, for machines without ROS",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": str(OUTPUT)},
+    packages=[PACKAGE, f"{PACKAGE}.msg"],
+    ext_modules=[extension()],
+    data_files=[
+        ("share/ament_index/resource_index/packages", [str(MARKER)]),
+        (f"share/{PACKAGE}/msg", files("msg/*.msg") + files("msg/*.idl") + files("msg/*.json")),
+    ],
+)
