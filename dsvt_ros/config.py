@@ -24,7 +24,7 @@ T = TypeVar("T")
 def option(
     default: Any = dataclasses.MISSING,
     *,
-    help: str,  # noqa: A002 - the name that argparse users know
+    help: str,
     minimum: float | None = None,
     maximum: float | None = None,
     live: bool = False,
@@ -169,31 +169,42 @@ class PreprocessConfig:
     """From a cloud's points to the network's input."""
 
     min_range: float = option(
-        0.1, help="points nearer to the sensor than this are dropped, m; drivers report missing returns as 0, 0, 0",
-        minimum=0.0, maximum=100.0, live=True,
+        0.1,
+        help="points nearer to the sensor than this are dropped, m; drivers report missing returns as 0, 0, 0",
+        minimum=0.0,
+        maximum=100.0,
+        live=True,
     )
     sensor_pose: tuple[float, ...] = option(
-        (), help="pose of the sensor in the model's frame: x, y, z (m), roll, pitch, yaw (rad); empty: identity"
+        (),
+        help="pose of the sensor in the model's frame: x, y, z (m), roll, pitch, yaw (rad); empty: identity",
     )
     model_frame: str = option(
-        "", help="TF frame whose axes and ground are the model's; boxes are brought back to the cloud's frame"
+        "",
+        help="TF frame whose axes and ground are the model's; boxes are brought back to the cloud's frame",
     )
     find_ground: bool = option(
-        False, help="estimate the ground's height in each cloud and lift it to the model's; off with a given pose",
+        False,
+        help="estimate the ground's height in each cloud and lift it to the model's; off with a given pose",
         live=True,
     )
     scale_features: bool = option(
-        True, help="apply the model's own rule (such as tanh); false: columns are already scaled", live=True
+        True,
+        help="apply the model's own rule (such as tanh); false: columns are already scaled",
+        live=True,
     )
     intensity_scale: float = option(
-        1.0, help="factor on the intensity column before the model's rule, such as 0.00392157 for 0..255",
-        minimum=0.0, live=True,
+        1.0,
+        help="factor on the intensity column before the model's rule, such as 0.00392157 for 0..255",
+        minimum=0.0,
+        live=True,
     )
 
     def __post_init__(self) -> None:
         if len(self.sensor_pose) not in (0, 6):
             raise ConfigError(
-                f"preprocess.sensor_pose takes 6 numbers (x, y, z, roll, pitch, yaw) or none, got {len(self.sensor_pose)}"
+                f"preprocess.sensor_pose takes 6 numbers (x, y, z, roll, pitch, yaw) or none, "
+                f"got {len(self.sensor_pose)}"
             )
 
 
@@ -201,13 +212,20 @@ class PreprocessConfig:
 class PostprocessConfig:
     """From the head's maps to boxes. Per-class lists follow the model's class order."""
 
-    score_threshold: float = option(0.1, help="boxes with a lower heatmap score are dropped", minimum=0.0, maximum=1.0,
-                                    live=True)
+    score_threshold: float = option(
+        0.1,
+        help="boxes with a lower heatmap score are dropped",
+        minimum=0.0,
+        maximum=1.0,
+        live=True,
+    )
     max_candidates: int = option(500, help="peaks kept a class and overall before NMS", minimum=1, maximum=4096)
     iou_rectifier: tuple[float, ...] = option((), help="weight of the predicted IoU in the score, a class; empty: none")
     nms_iou: tuple[float, ...] = option((0.7,), help="BEV IoU above which the lower-scored box of a class is dropped")
     nms_geometry: Literal["exact", "dsvt_release"] = option(
-        "exact", help="dsvt_release: every box turned by 90 degrees, as in the published kernel", live=True
+        "exact",
+        help="dsvt_release: every box turned by 90 degrees, as in the published kernel",
+        live=True,
     )
     center_range: tuple[float, ...] = option((), help="x, y, z minimum and maximum of box centres, m; empty: no limit")
 
@@ -248,7 +266,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, path: str = "") -> 
     hints = typing.get_type_hints(cls)
     arguments = {key: _convert(hints[key], value, f"{path}{key}", fields[key]) for key, value in values.items()}
     required = [
-        path + name for name, f in fields.items()
+        path + name
+        for name, f in fields.items()
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in arguments
     ]
     if required:
@@ -351,7 +370,9 @@ def _convert(hint: Any, value: Any, path: str, described: dataclasses.Field[Any]
         if arguments[-1] is not Ellipsis and len(items) != len(arguments):
             raise ConfigError(f"{path} needs {len(arguments)} values, got {len(items)}")
         hints = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else list(arguments)
-        return tuple(_convert(h, v, f"{path}[{i}]", described) for i, (h, v) in enumerate(zip(hints, items)))
+        return tuple(
+            _convert(h, v, f"{path}[{i}]", described) for i, (h, v) in enumerate(zip(hints, items, strict=True))
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -367,7 +388,8 @@ def _check_range(value: float, path: str, described: dataclasses.Field[Any]) -> 
     too_large = maximum is not None and value > maximum
     if not math.isfinite(value) or too_small or too_large:
         limits = " and ".join(
-            text for text, limit in ((f"at least {minimum}", minimum), (f"at most {maximum}", maximum))
+            text
+            for text, limit in ((f"at least {minimum}", minimum), (f"at most {maximum}", maximum))
             if limit is not None
         )
         raise ConfigError(f"{path} must be {limits or 'finite'}, got {value}")

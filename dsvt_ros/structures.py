@@ -100,4 +100,4 @@ class Boxes3D:
 
     def class_name(self, index: int) -> str:
         """Name of the class of box `index`."""
-        return self.class_names[self.labels[index]]
+        return self.class_names[int(self.labels[index])]

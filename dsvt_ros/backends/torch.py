@@ -1,0 +1,39 @@
+"""The networks in PyTorch, on CPU or CUDA; what every other backend is verified against."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from dsvt_ros.model.center_head import HeadMaps, MergedHead
+from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.model.fold import fold_batch_norms
+from dsvt_ros.structures import SetPartition
+
+
+class TorchNetworks:
+    """Both networks of `model`, with batch norms folded; the model itself is left as it is."""
+
+    name = "torch"
+
+    def __init__(self, model: DSVT) -> None:
+        self._sparse = model.backbone_3d
+        self._backbone_2d = copy.deepcopy(model.backbone_2d)
+        head = copy.deepcopy(model.dense_head)
+        fold_batch_norms(self._backbone_2d)
+        fold_batch_norms(head)
+        self._head = MergedHead(head).to(next(model.parameters()).device)
+        for network in (self._backbone_2d, self._head):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
+        """(V, D) pillar features to (V, D)."""
+        output: Tensor = self._sparse(features, partition)
+        return output
+
+    def dense(self, bev: Tensor) -> HeadMaps:
+        """(B, D, H, W) BEV map to the head's maps."""
+        maps: HeadMaps = self._head(self._backbone_2d(bev))
+        return maps

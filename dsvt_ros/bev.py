@@ -1,0 +1,24 @@
+"""Voxel features to a bird's-eye-view map."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def scatter_bev(features: Tensor, coords: Tensor, grid: tuple[int, int, int], batch_size: int) -> Tensor:
+    """Place every pillar's feature in its cell; empty cells are zero.
+
+    Args:
+        features: (V, D) features.
+        coords: (V, 4) int32 ``(batch, z, y, x)`` with z = 0.
+        grid: Cells in x, y, z.
+        batch_size: Number of clouds B.
+
+    Returns:
+        (B, D, H, W) map in channels-last memory order, H along y, W along x.
+    """
+    nx, ny, _ = grid
+    batch, _, y, x = coords.long().unbind(1)
+    bev = features.new_zeros(batch_size * ny * nx, features.shape[1])
+    bev = bev.index_put(((batch * ny + y) * nx + x,), features)
+    return bev.view(batch_size, ny, nx, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,220 @@
+"""The detector: a cloud in, boxes out. The whole flow is `Detector.forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from dsvt_ros.backends import Networks
+from dsvt_ros.backends.torch import TorchNetworks
+from dsvt_ros.bev import scatter_bev
+from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
+from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
+from dsvt_ros.model.checkpoint import load_weights, read_weights
+from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.model.folder import open_model
+from dsvt_ros.postprocess import decode, suppress
+from dsvt_ros.preprocess import (
+    boxes_to_source,
+    drop_missing,
+    ground_height,
+    pose_matrix,
+    scale_features,
+    transform,
+)
+from dsvt_ros.set_partition import partition_sets
+from dsvt_ros.stage_clock import StageClock
+from dsvt_ros.structures import Boxes3D, DeviceBoxes, Voxels
+from dsvt_ros.voxelization import voxelize
+
+BACKENDS = ("auto", "torch")
+
+
+class Detector:
+    """Finds objects in lidar clouds.
+
+    Attributes:
+        model: The network and the data it was trained for.
+        config: Run-time options; change them through `configure`.
+        backend: Who runs the two networks.
+        device: Where everything runs.
+        num_points: Points inside the model's range in the last cloud.
+        num_voxels: Occupied voxels in the last cloud.
+    """
+
+    def __init__(self, network: DSVT, config: DetectorConfig, device: torch.device) -> None:
+        self.model: ModelConfig = network.config
+        self.config = config
+        self.device = device
+        self.num_points = 0
+        self.num_voxels = 0
+        network = network.to(device).eval().requires_grad_(False)
+        self._networks: Networks = TorchNetworks(network)
+        self.backend = self._networks.name
+        self._set_pose()
+
+        self._clock = StageClock(device)
+        time = self._clock.time
+        self._voxelize = time("voxelize", self._to_voxels)
+        self._encode = time("encode", network.vfe)
+        self._partition = time("partition", partition_sets)
+        self._sparse = time("sparse", self._networks.sparse)
+        self._scatter = time("scatter", scatter_bev)
+        self._dense = time("dense", self._networks.dense)
+        self._decode = time("decode", decode)
+        self._suppress = time("nms", suppress)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "demo",
+        weights: str | Path | None = None,
+        backend: str = "auto",
+        device: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Detector:
+        """Load a model and make it ready to detect.
+
+        Args:
+            model: Name of an embedded model, a model folder or its ``model.yaml``.
+            weights: Weights file (``.safetensors`` or a pcdet ``.pth``); None takes the model folder's own.
+            backend: ``auto`` or ``torch``.
+            device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+            overrides: Dotted keys of `DetectorConfig`, such as ``{"postprocess.score_threshold": 0.3}``.
+
+        Raises:
+            ConfigError: An option is unknown or impossible.
+            ModelError: The model or its weights are missing, corrupt or do not fit each other.
+        """
+        if backend not in BACKENDS:
+            raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+        folder = open_model(model)
+        config = with_overrides(folder.defaults, overrides or {})
+        config.check_against(folder.model)
+        source = weights or folder.weights
+        if source is None:
+            raise ModelError(
+                f"model {folder.model.name} comes without weights: name a file with --weights "
+                f"(parameter weights), a .safetensors or a pcdet .pth"
+            )
+        network = DSVT(folder.model)
+        load_weights(network, read_weights(source), str(source))
+        return cls(network, config, _choose_device(device))
+
+    def detect(
+        self,
+        points: ArrayLike | Tensor,
+        T_model_sensor: NDArray[np.float64] | None = None,  # noqa: N803
+    ) -> Boxes3D:
+        """Detect objects in one cloud.
+
+        Args:
+            points: (N, C) columns as `model.feature_names`, in the sensor's frame; NaN rows and returns nearer than
+                `preprocess.min_range` are dropped. N may be 0.
+            T_model_sensor: (4, 4) pose of the sensor in the model's frame for this cloud; None takes
+                `preprocess.sensor_pose`.
+
+        Returns:
+            Boxes in the frame of `points`, ordered by class, then by descending score.
+
+        Raises:
+            PointCloudError: `points` has another number of columns.
+        """
+        pose = self._pose if T_model_sensor is None else np.asarray(T_model_sensor, np.float64)
+        find_ground = self.config.preprocess.find_ground and pose is None
+        with torch.inference_mode():
+            cloud = self._upload(points)
+            cloud, pose = self._to_model_frame(cloud, pose, find_ground=find_ground)
+            boxes = self._download(self.forward(cloud))
+        return boxes_to_source(boxes, pose)
+
+    def forward(self, points: Tensor) -> DeviceBoxes:
+        """The stages of the detector, from (N, C) points in the model's frame to boxes."""
+        voxels = self._voxelize(points)
+        features = self._encode(voxels)
+        partition = self._partition(voxels.coords, self.model.grid_size, self.model.backbone_3d)
+        features = self._sparse(features, partition)
+        bev = self._scatter(features, voxels.coords, self.model.grid_size, voxels.batch_size)
+        maps = self._dense(bev)
+        candidates = self._decode(maps, self.model, self.config.postprocess)
+        return self._suppress(candidates, self.model, self.config.postprocess)
+
+    def configure(self, overrides: Mapping[str, Any]) -> None:
+        """Change run-time options between two clouds.
+
+        Raises:
+            ConfigError: A key is unknown, a value impossible, or the option is fixed once the detector is loaded.
+        """
+        config = with_overrides(self.config, overrides)
+        config.check_against(self.model)
+        fixed = {key for key, field, _ in leaves(config) if not field.metadata.get("live")}
+        for key in overrides:
+            if key in fixed:
+                raise ConfigError(f"{key} cannot change while the detector runs; load it anew")
+        self.config = config
+        self._set_pose()
+
+    @property
+    def timing_ms(self) -> dict[str, float]:
+        """Milliseconds that each stage of the last cloud took (always on the CPU; on CUDA after `profile`)."""
+        return dict(self._clock.timing_ms)
+
+    def _set_pose(self) -> None:
+        pose = self.config.preprocess.sensor_pose
+        self._pose = pose_matrix(pose) if pose else None
+
+    def _upload(self, points: ArrayLike | Tensor) -> Tensor:
+        columns = self.model.feature_names
+        cloud = torch.as_tensor(points if isinstance(points, Tensor) else np.asarray(points))
+        if cloud.ndim != 2 or cloud.shape[1] != len(columns):
+            raise PointCloudError(
+                f"model {self.model.name} takes {len(columns)} columns ({', '.join(columns)}), "
+                f"got an array of shape {tuple(cloud.shape)}"
+            )
+        return cloud.to(self.device, torch.float32)
+
+    def _to_model_frame(
+        self, cloud: Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
+    ) -> tuple[Tensor, NDArray[np.float64]]:
+        """Drop missing returns and move the rest; also gives the transform that was applied."""
+        cloud = drop_missing(cloud, self.model, self.config.preprocess)
+        applied = np.eye(4) if pose is None else pose
+        if find_ground:
+            applied[2, 3] = self.model.ground_z - float(ground_height(cloud))
+        if pose is not None or find_ground:
+            cloud = transform(cloud, torch.as_tensor(applied, dtype=cloud.dtype, device=cloud.device))
+        return scale_features(cloud, self.model, self.config.preprocess), applied
+
+    def _to_voxels(self, points: Tensor) -> Voxels:
+        voxels = voxelize(points, self.model)
+        self.num_points, self.num_voxels = len(voxels.points), len(voxels)
+        return voxels
+
+    def _download(self, found: DeviceBoxes) -> Boxes3D:
+        keep = found.keep
+        return Boxes3D(
+            boxes=found.boxes[keep].cpu().numpy(),
+            scores=found.scores[keep].cpu().numpy(),
+            labels=found.labels[keep].cpu().numpy(),
+            class_names=self.model.class_names,
+        )
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: this torch finds no CUDA device; use device cpu or auto")
+    return chosen

@@ -1,0 +1,1 @@
+"""The networks as `nn.Module`s with published state-dict keys, and the files that describe and fill them."""

@@ -1,0 +1,69 @@
+"""The 2D backbone: residual stages over the BEV map, each upsampled to one resolution (``BaseBEVResBackbone``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dsvt_ros.config import Backbone2dConfig
+
+BN_EPS = 1e-3
+BN_MOMENTUM = 0.01
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; the shortcut is a 1x1 convolution where shapes change."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, *, downsample: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+        self.downsample_layer: nn.Module = nn.Identity()
+        if downsample:
+            self.downsample_layer = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
+                nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, channels, H / stride, W / stride)."""
+        out = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(out)) + self.downsample_layer(x))
+
+
+class BevBackbone(nn.Module):
+    """Stages of residual blocks, and a transposed convolution that brings each to the first stage's resolution."""
+
+    def __init__(self, config: Backbone2dConfig, in_channels: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        self.deblocks = nn.ModuleList()
+        for num_blocks, stride, channels, up_stride, up_channels in zip(
+            config.blocks,
+            config.strides,
+            config.channels,
+            config.upsample_strides,
+            config.upsample_channels,
+            strict=True,
+        ):
+            stage = [ResidualBlock(in_channels, channels, stride, downsample=True)]
+            stage += [ResidualBlock(channels, channels, 1, downsample=False) for _ in range(num_blocks - 1)]
+            self.blocks.append(nn.Sequential(*stage))
+            self.deblocks.append(
+                nn.Sequential(
+                    nn.ConvTranspose2d(channels, up_channels, up_stride, up_stride, bias=False),
+                    nn.BatchNorm2d(up_channels, eps=BN_EPS, momentum=BN_MOMENTUM),
+                    nn.ReLU(),
+                )
+            )
+            in_channels = channels
+
+    def forward(self, bev: Tensor) -> Tensor:
+        """(B, D, H, W) to (B, sum of upsample_channels, H / s, W / s) with s the output stride."""
+        outputs = []
+        for block, deblock in zip(self.blocks, self.deblocks, strict=True):
+            bev = block(bev)
+            outputs.append(deblock(bev))
+        return torch.cat(outputs, dim=1)
