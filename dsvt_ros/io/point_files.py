@@ -29,7 +29,6 @@ _PCD_KEYS = (
     "VIEWPOINT",
     "POINTS",
 )
-_PCD_ENCODINGS = ("ascii", "binary", "binary_compressed")
 _MAX_HEADER_BYTES = 1 << 16
 
 
@@ -61,9 +60,7 @@ def points_from_npy(path: Path) -> NDArray[np.float32]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, MemoryError) as error:
-        raise DataError(
-            f"{path} is not a NumPy array of numbers: {error}; write it with numpy.save"
-        ) from error
+        raise DataError(f"{path} is not a NumPy array of numbers: {error}; write it with numpy.save") from error
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise DataError(
             f"{path} holds an array of shape {array.shape} and type {array.dtype}; "
@@ -103,23 +100,13 @@ def points_from_pcd(path: Path) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """
     data = _read(path)
     header = _pcd_header(path, data)
-    body = memoryview(data)[header.num_bytes :]
-    if header.encoding == "ascii":
-        fields = _pcd_ascii(path, header, bytes(body))
-    elif header.encoding == "binary":
-        fields = _pcd_binary(path, header, body)
-    else:
-        fields = _pcd_compressed(path, header, body)
-
-    wanted = [
-        (index, name)
-        for index, name in enumerate(header.names)
-        if name != "_" and name not in header.names[:index]
-    ]
-    points = np.empty((header.num_points, len(wanted)), dtype=np.float32)
-    for column, (index, _) in enumerate(wanted):
-        points[:, column] = _float32(fields[index])
-    return points, tuple(name for _, name in wanted)
+    wanted = [index for index, name in enumerate(header.names) if name != "_" and name not in header.names[:index]]
+    names = tuple(header.names[index] for index in wanted)
+    if header.num_points == 0:
+        return np.empty((0, len(wanted)), dtype=np.float32), names
+    decode = _PCD_DECODERS[header.encoding]
+    fields = decode(path, header, memoryview(data)[header.num_bytes :])
+    return np.stack([_float32(fields[index]) for index in wanted], axis=1), names
 
 
 def lzf_decompress(data: bytes | memoryview, num_bytes: int) -> bytes:
@@ -210,8 +197,7 @@ def _pcd_header(path: Path, data: bytes) -> _PcdHeader:
     types = entries.get("TYPE", [])
     if not names or len(types) != len(names):
         raise DataError(
-            f"{path}: the header has {len(names)} FIELDS and {len(types)} in TYPE; "
-            "expected as many, and at least one"
+            f"{path}: the header has {len(names)} FIELDS and {len(types)} in TYPE; expected as many, and at least one"
         )
     for name, letter, size, count in zip(names, types, sizes, counts, strict=True):
         if size not in _PCD_SIZES.get(letter, ()) or count < 1:
@@ -225,12 +211,11 @@ def _pcd_header(path: Path, data: bytes) -> _PcdHeader:
     (num_points,) = _integers(path, entries, "POINTS", 1, default=[width * height])
     if min(width, height) < 0 or num_points != width * height:
         raise DataError(
-            f"{path}: POINTS {num_points} is not WIDTH {width} x HEIGHT {height}; "
-            "the header contradicts itself"
+            f"{path}: POINTS {num_points} is not WIDTH {width} x HEIGHT {height}; the header contradicts itself"
         )
     encoding = " ".join(entries["DATA"])
-    if encoding not in _PCD_ENCODINGS:
-        raise DataError(f"{path}: DATA is {encoding!r}; expected {', '.join(_PCD_ENCODINGS)}")
+    if encoding not in _PCD_DECODERS:
+        raise DataError(f"{path}: DATA is {encoding!r}; expected {', '.join(_PCD_DECODERS)}")
     dtypes = tuple(np.dtype(f"<{t.lower()}{s}") for t, s in zip(types, sizes, strict=True))
     return _PcdHeader(names, dtypes, tuple(counts), num_points, encoding, position)
 
@@ -258,9 +243,9 @@ def _integers(
     return values
 
 
-def _pcd_ascii(path: Path, header: _PcdHeader, body: bytes) -> list[NDArray[np.generic]]:
+def _pcd_ascii(path: Path, header: _PcdHeader, body: memoryview) -> list[NDArray[np.generic]]:
     """First element of each field, from words between white space."""
-    words = body.split()
+    words = bytes(body).split()
     num_columns = sum(header.counts)
     expected = header.num_points * num_columns
     if len(words) < expected:
@@ -279,9 +264,7 @@ def _pcd_ascii(path: Path, header: _PcdHeader, body: bytes) -> list[NDArray[np.g
 def _pcd_binary(path: Path, header: _PcdHeader, body: memoryview) -> list[NDArray[np.generic]]:
     """First element of each field, from packed points."""
     _check_size(path, header, len(body))
-    offsets = np.cumsum(
-        [0, *(d.itemsize * n for d, n in zip(header.dtypes, header.counts, strict=True))]
-    )
+    offsets = np.cumsum([0, *(d.itemsize * n for d, n in zip(header.dtypes, header.counts, strict=True))])
     shape, strides = (header.num_points,), (header.point_bytes,)
     return [
         np.ndarray(shape, dtype, body, int(offset), strides)
@@ -291,16 +274,12 @@ def _pcd_binary(path: Path, header: _PcdHeader, body: memoryview) -> list[NDArra
 
 def _pcd_compressed(path: Path, header: _PcdHeader, body: memoryview) -> list[NDArray[np.generic]]:
     """Two uint32 sizes, then LZF of all points' first field, all points' second field, ..."""
-    if header.num_points == 0:
-        return [np.empty(0, dtype) for dtype in header.dtypes]
     if len(body) < 8:
         raise DataError(f"{path} ends after its header; expected two sizes and compressed points")
     compressed, uncompressed = (int(size) for size in np.frombuffer(body[:8], dtype="<u4"))
     _check_size(path, header, uncompressed)
     if len(body) - 8 < compressed:
-        raise DataError(
-            f"{path} has {len(body) - 8} compressed bytes; expected {compressed}: it is cut short"
-        )
+        raise DataError(f"{path} has {len(body) - 8} compressed bytes; expected {compressed}: it is cut short")
     try:
         data = lzf_decompress(body[8 : 8 + compressed], uncompressed)
     except ValueError as error:
@@ -312,6 +291,13 @@ def _pcd_compressed(path: Path, header: _PcdHeader, body: memoryview) -> list[ND
         fields.append(np.ndarray((header.num_points,), dtype, data, offset, (stride,)))
         offset += stride * header.num_points
     return fields
+
+
+_PCD_DECODERS = {
+    "ascii": _pcd_ascii,
+    "binary": _pcd_binary,
+    "binary_compressed": _pcd_compressed,
+}
 
 
 def _check_size(path: Path, header: _PcdHeader, num_bytes: int) -> None:

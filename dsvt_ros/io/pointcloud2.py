@@ -100,6 +100,7 @@ class CloudParts:
     fields: tuple[CloudField, ...]
     point_step: int
     data: array.array[int]
+    is_bigendian: bool = sys.byteorder == "big"
 
 
 def layout_from_msg(msg: CloudLike) -> CloudLayout:
@@ -152,9 +153,7 @@ def fill_of_columns(columns: Sequence[str], fill: Fill | None) -> dict[str, floa
     return {name: float(fill[name]) for name in fill if name not in REQUIRED_COLUMNS}
 
 
-def points_from_msg(
-    msg: CloudLike, columns: Sequence[str], fill: Fill | None = None
-) -> NDArray[np.float32]:
+def points_from_msg(msg: CloudLike, columns: Sequence[str], fill: Fill | None = None) -> NDArray[np.float32]:
     """Columns of a PointCloud2; the values are those of the message, unscaled.
 
     Args:
@@ -242,8 +241,7 @@ def cloud_parts_from_points(points: NDArray[np.float32], columns: Sequence[str])
     points = np.ascontiguousarray(points, dtype=np.float32)
     if points.ndim != 2 or points.shape[1] != len(columns):
         raise PointCloudError(
-            f"got points of shape {points.shape} for the columns {', '.join(columns)}; "
-            f"expected (N, {len(columns)})"
+            f"got points of shape {points.shape} for the columns {', '.join(columns)}; expected (N, {len(columns)})"
         )
     data = array.array("B")
     if points.size:
@@ -264,8 +262,7 @@ def _checked_row_step(layout: CloudLayout, num_bytes: int) -> int:
         raise PointCloudError(f"got a cloud of {shape}; neither can be negative")
     if point_step <= 0:
         raise PointCloudError(
-            f"got point_step {point_step} for {layout.num_points} points ({shape}); "
-            "expected the bytes of one point"
+            f"got point_step {point_step} for {layout.num_points} points ({shape}); expected the bytes of one point"
         )
     row_step = layout.row_step if height > 1 else width * point_step
     if row_step < width * point_step:
@@ -300,9 +297,7 @@ def _required_field(column: str, layout: CloudLayout) -> CloudField:
         )
     field = layout.fields[index]
     if field.datatype not in DATATYPES:
-        raise PointCloudError(
-            f"field {field.name!r} has datatype {field.datatype}; expected 1 (INT8) to 8 (FLOAT64)"
-        )
+        raise PointCloudError(f"field {field.name!r} has datatype {field.datatype}; expected 1 (INT8) to 8 (FLOAT64)")
     end = field.offset + _dtype(field, layout).itemsize * max(field.count, 1)
     if field.offset < 0 or end > layout.point_step:
         raise PointCloudError(
@@ -336,7 +331,5 @@ def _view(
 ) -> NDArray[np.generic]:
     """(height, width) view of what lies `offset` bytes into each point."""
     shape = (layout.height, layout.width)
-    view: NDArray[np.generic] = np.ndarray(
-        shape, dtype, buffer, offset, (row_step, layout.point_step)
-    )
+    view: NDArray[np.generic] = np.ndarray(shape, dtype, buffer, offset, (row_step, layout.point_step))
     return view
