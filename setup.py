@@ -30,6 +30,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
         NAME: ["py.typed", "models/*/*.yaml", "models/*/*.safetensors", "models/*/*.md"],
+        f"{NAME}.io": ["msg/*/*.msg"],
         f"{NAME}.ros": ["*.xml"],
     },
     # A robot's torch, TensorRT and ONNX Runtime are builds for its hardware; none of them is ever pulled in from here.
