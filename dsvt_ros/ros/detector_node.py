@@ -1,0 +1,444 @@
+"""The node `dsvt_detector`: sensor_msgs/PointCloud2 in, vision_msgs/Detection3DArray out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined,unused-ignore]
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+)
+from rclpy.time import Time
+from rclpy.utilities import remove_ros_args
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Float64, Header
+from vision_msgs.msg import Detection3DArray, LabelInfo
+from visualization_msgs.msg import MarkerArray
+
+from dsvt_ros.config import DetectorConfig, flatten, leaves
+from dsvt_ros.errors import ConfigError, DsvtError, PointCloudError
+from dsvt_ros.io.pointcloud2 import match_column, points_from_msg
+from dsvt_ros.model.folder import open_model
+from dsvt_ros.ros import parameters
+from dsvt_ros.ros.conversions import (
+    label_info_from_classes,
+    markers_from_boxes,
+    msg_from_boxes,
+)
+from dsvt_ros.ros.counters import Counters
+from dsvt_ros.ros.diagnostics import status_from_report
+from dsvt_ros.ros.transforms import SensorPose
+from dsvt_ros.ros.transport import use_large_sockets
+from dsvt_ros.ros.worker import Worker
+from dsvt_ros.structures import Boxes3D
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+if TYPE_CHECKING:
+    from dsvt_ros.detector import Detector
+
+    DetectorWorker: TypeAlias = Worker[Detector, PointCloud2]
+
+THROTTLE_S = 5.0
+"""The same complaint is logged at most this often."""
+
+FINISH_S = 5.0
+"""How long deactivation waits for the cloud that is being processed."""
+
+EXIT_S = 1.0
+"""The same when the process is told to end."""
+
+
+class InterruptedLoadError(Exception):
+    """The process was told to end while the model was loading."""
+
+
+class DetectorNode(LifecycleNode):
+    """Answers clouds with boxes while active.
+
+    The executor's thread only puts the newest cloud into a slot; a worker thread owns the
+    detector. Each cloud that the worker takes and can read gets exactly one answer with its own
+    header, empty if processing it fails. A cloud that is replaced in the slot counts as dropped,
+    one that cannot be read as refused: neither is answered.
+
+    Raises:
+        DsvtError: A parameter is unknown or impossible, or there is no such model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("dsvt_detector")
+        overrides = parameters.parameter_overrides(self)
+        node_config = parameters.node_config_from_overrides(overrides)
+        folder = open_model(node_config.model)
+        settings = parameters.Settings(node_config, folder.defaults).changed(overrides)
+        settings.detector.check_against(folder.model)
+        self._model = folder.model
+        self._settings = settings
+        self._applied = settings.detector
+        parameters.declare(self, settings)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+
+        self._state = "unconfigured"
+        self._counters = Counters()
+        self._worker: DetectorWorker | None = None
+        self._subscription: Any = None
+        self._sensor_pose: SensorPose | None = None
+        self._backend: str = settings.node.backend
+        self._device = settings.node.device
+        self._stage_ms: dict[str, float] = {}
+        self._fields_seen: list[str] = []
+
+        names = {feature.name: feature.name for feature in self._model.features}
+        if "intensity" in names:
+            names["intensity"] = settings.node.input.intensity_field
+        self._columns = tuple(names.values())
+        self._fill = {names[f.name]: f.fill for f in self._model.features}
+
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Steady: a simulated clock that stands still must not silence the diagnostics.
+        self._diagnostics_timer = self.create_timer(
+            settings.node.diagnostics.period_s,
+            self._publish_diagnostics,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+
+    @property
+    def autostart(self) -> bool:
+        """Whether to configure and activate without being told."""
+        return self._settings.node.autostart
+
+    # ------------------------------------------------------------------------------- life cycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model and offer the outputs; fails with one sentence if that is impossible."""
+        try:
+            detector = self._load()
+        except InterruptedLoadError:
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:
+            self._release(EXIT_S)
+            known = isinstance(error, DsvtError)
+            self.get_logger().error(f"cannot configure: {error if known else f'{type(error).__name__}: {error}'}")
+            return TransitionCallbackReturn.FAILURE
+        self._backend, self._device = detector.backend, str(detector.device)
+        reliable = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._detections_publisher = self.create_publisher(Detection3DArray, "~/output/detections", reliable)
+        self._markers_publisher = self.create_publisher(MarkerArray, "~/output/markers", reliable)
+        self._labels_publisher = self.create_publisher(LabelInfo, "~/output/label_info", latched)
+        self._processing_publisher = self.create_publisher(Float64, "~/debug/processing_time_ms", reliable)
+        self._latency_publisher = self.create_publisher(Float64, "~/debug/latency_ms", reliable)
+        self._publish_label_info()
+        self._state = "inactive"
+        self.get_logger().info(
+            f"model {self._model.name} on {self._backend}, {self._device}; classes {', '.join(self._model.class_names)}"
+        )
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the clouds."""
+        reliability = {
+            "best_effort": ReliabilityPolicy.BEST_EFFORT,
+            "reliable": ReliabilityPolicy.RELIABLE,
+        }[self._settings.node.input.reliability]
+        self._counters.restart()
+        self._subscription = self.create_subscription(
+            PointCloud2,
+            "~/input/pointcloud",
+            self._on_cloud,
+            QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=reliability),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
+        )
+        self._state = "active"
+        self.get_logger().info(f"active: waiting for clouds on {self._subscription.topic_name}")
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop listening; the cloud in work is still answered."""
+        self._unsubscribe()
+        if self._worker is not None and self._worker.drain(FINISH_S):
+            self._counters.dropped()
+        self._state = "inactive"
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model."""
+        self._release(FINISH_S)
+        self._state = "unconfigured"
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, from whatever state."""
+        self._release(EXIT_S)
+        self._state = "finalized"
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> bool:
+        """Let go of everything before the process ends; False if the worker is still computing."""
+        return self._release(EXIT_S)
+
+    def _load(self) -> Detector:
+        """Load the detector in the worker's thread and wait for it.
+
+        Raises:
+            InterruptedLoadError: The process was told to end meanwhile.
+            DsvtError: What is wrong with the model or the options.
+        """
+        settings = self._settings
+        if settings.detector.preprocess.model_frame:
+            if settings.detector.preprocess.sensor_pose:
+                raise ConfigError(
+                    "preprocess.sensor_pose and preprocess.model_frame both say where the sensor is; give one"
+                )
+            self._sensor_pose = SensorPose(self, settings.detector.preprocess.model_frame)
+        self._applied = settings.detector
+        self.get_logger().info(f"loading model {settings.node.model}")
+        self._worker = Worker(lambda: _load_detector(settings), self._answer)
+        while (detector := self._worker.loaded(timeout_s=0.1)) is None:
+            if not self.context.ok():
+                raise InterruptedLoadError
+        return detector
+
+    def _unsubscribe(self) -> None:
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def _release(self, timeout_s: float) -> bool:
+        """Undo configure; False if the worker is still busy after that time."""
+        self._unsubscribe()
+        stopped = self._worker is None or self._worker.stop(timeout_s)
+        self._worker = None
+        if self._sensor_pose is not None:
+            self._sensor_pose.close()
+            self._sensor_pose = None
+        for name in ("detections", "markers", "labels", "processing", "latency"):
+            publisher = self.__dict__.pop(f"_{name}_publisher", None)
+            if publisher is not None:
+                self.destroy_publisher(publisher)
+        return stopped
+
+    # ----------------------------------------------------------------------------------- clouds
+
+    def _on_cloud(self, cloud: PointCloud2) -> None:
+        if self._worker is not None:
+            self._counters.received(replaced=self._worker.put(cloud))
+
+    def _answer(self, detector: Detector, cloud: PointCloud2) -> None:
+        """Answer one cloud, in the worker's thread."""
+        started = time.perf_counter()
+        try:
+            boxes = self._boxes_of(detector, cloud)
+            if boxes is not None:
+                self._publish(boxes, cloud.header, started)
+        except Exception as error:
+            # Publishing fails when the process is told to end: nobody waits for an answer then.
+            if self.context.ok():
+                self._counters.failed(f"{type(error).__name__}: {error}")
+                self.get_logger().error(
+                    f"cannot answer a cloud: {type(error).__name__}: {error}",
+                    throttle_duration_sec=THROTTLE_S,
+                )
+
+    def _boxes_of(self, detector: Detector, cloud: PointCloud2) -> Boxes3D | None:
+        """Boxes of a cloud: none if it fails on the way, None if it cannot even be read."""
+        settings = self._settings
+        try:
+            self._note_fields(cloud)
+            points = points_from_msg(cloud, self._columns, self._fill)
+        except PointCloudError as error:
+            self._counters.refused(str(error))
+            self.get_logger().error(f"cloud refused: {error}", throttle_duration_sec=THROTTLE_S)
+            return None
+        try:
+            if settings.detector is not self._applied:
+                detector.configure(_live_options(settings.detector))
+                self._applied = settings.detector
+                self._publish_label_info()
+            pose = None
+            if self._sensor_pose is not None:
+                pose = self._sensor_pose.at(cloud.header, settings.node.input.transform_timeout_s)
+            boxes = detector.detect(points, pose)
+        except DsvtError as error:
+            self._counters.failed(str(error))
+            self.get_logger().error(f"empty answer: {error}", throttle_duration_sec=THROTTLE_S)
+        except Exception as error:
+            self._counters.failed(f"{type(error).__name__}: {error}")
+            self.get_logger().error(
+                f"empty answer to a cloud of {len(points)} points: {type(error).__name__}: {error}",
+                throttle_duration_sec=THROTTLE_S,
+            )
+        else:
+            self._stage_ms = detector.timing_ms
+            return boxes
+        return _no_boxes(self._model.class_names)
+
+    def _publish(self, boxes: Boxes3D, header: Header, started: float) -> None:
+        """Publish the answer to a cloud and how long it took."""
+        self._detections_publisher.publish(msg_from_boxes(boxes, header))
+        processing_ms = (time.perf_counter() - started) * 1e3
+        latency_ms = (self.get_clock().now() - Time.from_msg(header.stamp)).nanoseconds / 1e6
+        self._counters.answered(processing_ms, latency_ms)
+        self._processing_publisher.publish(Float64(data=processing_ms))
+        self._latency_publisher.publish(Float64(data=latency_ms))
+        markers = self._settings.node.markers
+        if markers.enabled and self._markers_publisher.get_subscription_count():
+            self._markers_publisher.publish(markers_from_boxes(boxes, header, lifetime_s=markers.lifetime_s))
+
+    def _note_fields(self, cloud: PointCloud2) -> None:
+        """Warn once for each layout about columns of the model that the cloud does not have."""
+        fields = [field.name for field in cloud.fields]
+        if fields == self._fields_seen or not fields:
+            return
+        self._fields_seen = fields
+        for column, fill in self._fill.items():
+            if match_column(column, fields) is None and column not in ("x", "y", "z"):
+                self.get_logger().warning(
+                    f"clouds have no field {column}, which model {self._model.name} uses: it is taken as "
+                    f"{fill:g}, which may cost detections; they have {', '.join(fields)}"
+                )
+
+    def _on_incompatible_qos(self, event: Any) -> None:
+        policy = QoSPolicyKind(event.last_policy_kind).name.lower()
+        advice = (
+            "set input.reliability to best_effort, which hears every publisher"
+            if policy == "reliability"
+            else "the publisher must offer at least what a volatile, keep-last subscription asks for"
+        )
+        self.get_logger().warning(
+            f"a publisher of the input topic offers an incompatible {policy} policy and is not heard: {advice}"
+        )
+
+    # --------------------------------------------------------------- parameters and diagnostics
+
+    def _on_set_parameters(self, changed: list[Parameter[Any]]) -> SetParametersResult:
+        known = {**dict(flatten(self._settings.node)), **dict(flatten(self._settings.detector))}
+        values = {p.name: p.value for p in changed if p.name in known}
+        try:
+            settings = self._settings.changed(values)
+            settings.detector.check_against(self._model)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if settings.detector == self._settings.detector:
+            settings = parameters.Settings(settings.node, self._settings.detector)
+        # The worker sees it before its next cloud.
+        self._settings = settings
+        return SetParametersResult(successful=True)
+
+    def _publish_label_info(self) -> None:
+        header = Header(stamp=self.get_clock().now().to_msg())
+        threshold = self._applied.postprocess.score_threshold
+        self._labels_publisher.publish(label_info_from_classes(self._model.class_names, threshold, header))
+
+    def _publish_diagnostics(self) -> None:
+        topic = self._subscription.topic_name if self._subscription is not None else None
+        facts = {"model": self._model.name, "backend": self._backend, "device": self._device}
+        facts |= {f"stage {name}": f"{ms:.1f} ms" for name, ms in self._stage_ms.items()}
+        status = status_from_report(
+            self._counters.report(),
+            self._settings.node.diagnostics,
+            name=f"{self.get_fully_qualified_name().lstrip('/')}: detector",
+            state=self._state,
+            num_publishers=self.count_publishers(topic) if topic is not None else 0,
+            facts=facts,
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics_publisher.publish(message)
+
+
+def _load_detector(settings: parameters.Settings) -> Detector:
+    from dsvt_ros.detector import Detector
+
+    detector = Detector.load(
+        settings.node.model,
+        settings.node.weights or None,
+        backend=settings.node.backend,
+        device=settings.node.device,
+        overrides=dict(flatten(settings.detector)),
+    )
+    # The first run is slow: memory is allocated and kernels are chosen.
+    detector.detect(np.zeros((1, len(detector.model.features)), np.float32))
+    return detector
+
+
+def _live_options(config: DetectorConfig) -> dict[str, Any]:
+    return {key: value for key, option, value in leaves(config) if option.metadata["live"]}
+
+
+def _no_boxes(class_names: tuple[str, ...]) -> Boxes3D:
+    return Boxes3D(
+        boxes=np.zeros((0, 7), np.float32),
+        scores=np.zeros(0, np.float32),
+        labels=np.zeros(0, np.int64),
+        class_names=class_names,
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until it is told to end; exit code 1 if it cannot start."""
+    arguments = list(sys.argv if args is None else args)
+    parser = argparse.ArgumentParser(
+        prog="dsvt-detector",
+        description="Find objects in lidar clouds. Settings are ROS parameters: "
+        "dsvt-detector --ros-args --params-file FILE -p NAME:=VALUE -r FROM:=TO",
+    )
+    transport = use_large_sockets(os.environ)
+    node: DetectorNode | None = None
+    exit_code, stopped = 0, True
+    try:
+        parser.parse_args(remove_ros_args(arguments)[1:])
+        rclpy.init(args=arguments)
+        node = DetectorNode()
+        if transport:
+            node.get_logger().info(transport)
+        if node.autostart and not _bring_up(node):
+            exit_code = 1 if rclpy.ok() else 0
+        else:
+            rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except DsvtError as error:
+        print(f"dsvt-detector: {error}", file=sys.stderr)
+        exit_code = 1
+    except RuntimeError as error:  # rclpy's own, such as a parameter file that cannot be read
+        print(f"dsvt-detector: {type(error).__name__}: {error}", file=sys.stderr)
+        exit_code = 1
+    finally:
+        if node is not None:
+            stopped = node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    if not stopped:
+        # Ending the interpreter under a network that still computes would crash it.
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
+
+
+def _bring_up(node: DetectorNode) -> bool:
+    success = TransitionCallbackReturn.SUCCESS
+    return node.trigger_configure() == success and node.trigger_activate() == success
+
+
+if __name__ == "__main__":
+    sys.exit(main())
