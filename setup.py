@@ -15,7 +15,8 @@ extras = {
     "tensorrt": ["tensorrt>=8.5"],
     "bags": ["rosbags>=0.10"],
     "plot": ["matplotlib>=3.5"],
-    "dev": ["pytest>=6.2", "hypothesis>=6", "mypy", "ruff", "types-PyYAML"],
+    "test": ["pytest>=6.2", "hypothesis>=6"],  # colcon test looks for pytest here
+    "dev": ["mypy", "ruff", "types-PyYAML"],
 }
 
 setup(
@@ -50,5 +51,4 @@ setup(
         ],
     },
     zip_safe=False,
-    tests_require=["pytest"],
 )

@@ -38,13 +38,11 @@ TRUTH_VALUES = {"rviz", "use_sim_time", "autostart"}
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    parameters = {
-        name: ParameterValue(value[name], value_type=str)
-        for name in ("model", "weights", "backend", "device")
-        if value[name]
-    }
-    for name in ("use_sim_time", "autostart"):
-        parameters[name] = ParameterValue(value[name], value_type=bool)
+    parameters = {name: value[name] == "true" for name in ("use_sim_time", "autostart")}
+    for name in ("model", "weights", "backend", "device"):
+        if value[name]:
+            # Without the type launch would read a model folder named "2024" as a number.
+            parameters[name] = ParameterValue(value[name], value_type=str)
     detector = Node(
         package="dsvt_ros",
         executable="dsvt_detector",
