@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Coincident edges count once: those of the first box as inside the second, those of the second as outside the first.
-EDGE_TOLERANCE_M = 1e-5
+# One box of a pair is grown by this much on every side, so that edges of equal or touching boxes never coincide: on
+# a shared edge, rounding would decide whether it counts once, twice or not at all.
+EDGE_MARGIN_M = 1e-4
 
 
 def bev_corners(boxes: Tensor) -> Tensor:
@@ -37,18 +38,16 @@ def bev_intersection(first: Tensor, second: Tensor) -> Tensor:
         second: (P, 7) boxes.
 
     Returns:
-        (P,) areas, exact to about `EDGE_TOLERANCE_M` times the perimeter.
+        (P,) areas, exact to about `EDGE_MARGIN_M` times the perimeter.
     """
     # Relative to one of them, so that coordinates far from the origin cost no precision.
     origin = first[:, :2]
     first = torch.cat([torch.zeros_like(origin), first[:, 2:]], dim=1)
-    second = torch.cat([second[:, :2] - origin, second[:, 2:]], dim=1)
-    twice_area = _clipped_cross(first, second, EDGE_TOLERANCE_M)
-    twice_area = twice_area + _clipped_cross(second, first, -EDGE_TOLERANCE_M)
-    return (0.5 * twice_area).clamp_min(0)
+    second = torch.cat([second[:, :2] - origin, second[:, 2:3], second[:, 3:6] + 2 * EDGE_MARGIN_M, second[:, 6:]], 1)
+    return (0.5 * (_clipped_cross(first, second) + _clipped_cross(second, first))).clamp_min(0)
 
 
-def _clipped_cross(boxes: Tensor, clip: Tensor, margin_m: float) -> Tensor:
+def _clipped_cross(boxes: Tensor, clip: Tensor) -> Tensor:
     """Sum over the edges of `boxes`, clipped to the inside of `clip`, of start x end."""
     start = bev_corners(boxes)
     end = torch.roll(start, -1, dims=1)
@@ -56,7 +55,7 @@ def _clipped_cross(boxes: Tensor, clip: Tensor, margin_m: float) -> Tensor:
     rotation = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 1, 2, 2)
     local_start = (rotation @ (start - clip[:, None, :2])[..., None])[..., 0]
     local_end = (rotation @ (end - clip[:, None, :2])[..., None])[..., 0]
-    half = clip[:, None, 3:5] / 2 + margin_m
+    half = clip[:, None, 3:5] / 2
 
     # Liang-Barsky: the share [enter, leave] of each edge between the two lines of each axis.
     delta = local_end - local_start

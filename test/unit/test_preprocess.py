@@ -1,0 +1,62 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dsvt_ros.config import PreprocessConfig
+from dsvt_ros.model.folder import open_model
+from dsvt_ros.preprocess import boxes_to_source, drop_missing, ground_height, pose_matrix, scale_features, transform
+from dsvt_ros.structures import Boxes3D
+
+
+@pytest.fixture(scope="module")
+def model():
+    return open_model("demo").model
+
+
+def test_missing_returns_are_dropped(model):
+    nan, inf = math.nan, math.inf
+    points = torch.tensor(
+        [[1, 0, 0, 0.5], [0, 0, 0, 0.5], [nan, 0, 0, 0.5], [inf, 1, 1, 0.5], [0.05, 0, 0.05, 1], [2, 0, 0, nan]]
+    )
+    kept = drop_missing(points, model, PreprocessConfig(min_range=0.1))
+    assert kept.tolist() == [[1, 0, 0, 0.5], [2, 0, 0, 0]]
+
+
+def test_intensity_rule(model):
+    points = torch.tensor([[1.0, 2.0, 3.0, 127.5]])
+    by_model = scale_features(points, model, PreprocessConfig(intensity_scale=1 / 255))
+    assert by_model[0].tolist() == pytest.approx([1, 2, 3, math.tanh(0.5)])
+    assert torch.equal(scale_features(points, model, PreprocessConfig(scale_features=False)), points)
+
+
+def test_pose_matrix_follows_rep_103():
+    matrix = pose_matrix((1, 2, 3, 0, 0, math.pi / 2))
+    np.testing.assert_allclose(matrix @ [1, 0, 0, 1], [1, 3, 3, 1], atol=1e-12)  # yaw: x turns to y
+    np.testing.assert_allclose(pose_matrix((0, 0, 0, 0, math.pi / 2, 0)) @ [1, 0, 0, 1], [0, 0, -1, 1], atol=1e-12)
+    np.testing.assert_allclose(pose_matrix((0, 0, 0, math.pi / 2, 0, 0)) @ [0, 1, 0, 1], [0, 0, 1, 1], atol=1e-12)
+    np.testing.assert_array_equal(pose_matrix(()), np.eye(4))
+
+
+def test_boxes_return_to_the_sensor_frame():
+    pose = pose_matrix((0.5, -0.2, 1.73, 0.02, -0.03, 0.7))
+    box = np.array([[10, 4, 0.8, 4, 2, 1.5, 1.2]], np.float32)
+    back = boxes_to_source(Boxes3D(box, np.ones(1, np.float32), np.zeros(1, np.int64), ("car",)), pose).boxes
+    center = torch.as_tensor(back[:, :3])
+    np.testing.assert_allclose(transform(center, torch.as_tensor(pose).float()), box[:, :3], atol=1e-5)
+    assert back[0, 6] == pytest.approx(1.2 - 0.7, abs=2e-3)
+
+
+@pytest.mark.parametrize("height", [-2.1, -1.73, -0.6, 0.0])
+def test_ground_height(height):
+    rng = np.random.default_rng(0)
+    radius, angle = rng.uniform(3, 40, 3000), rng.uniform(-3, 3, 3000)
+    ground = np.stack([radius * np.cos(angle), radius * np.sin(angle), height + 0.02 * rng.standard_normal(3000)], 1)
+    wall = np.stack([np.full(3000, 8.0), rng.uniform(-20, 20, 3000), rng.uniform(height, height + 6, 3000)], 1)
+    points = torch.as_tensor(np.concatenate([ground, wall]).astype(np.float32))
+    assert ground_height(points).item() == pytest.approx(height, abs=0.06)
+
+
+def test_ground_of_an_empty_cloud():
+    assert ground_height(torch.zeros(0, 4)).item() == 0
