@@ -43,6 +43,7 @@ from dsvt_ros.ros.conversions import (
 )
 from dsvt_ros.ros.counters import Counters
 from dsvt_ros.ros.diagnostics import status_from_report
+from dsvt_ros.ros.node_config import Settings, node_config_from_overrides
 from dsvt_ros.ros.transforms import SensorPose
 from dsvt_ros.ros.transport import use_large_sockets
 from dsvt_ros.ros.worker import Worker
@@ -87,9 +88,9 @@ class DetectorNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("dsvt_detector")
         overrides = parameters.parameter_overrides(self)
-        node_config = parameters.node_config_from_overrides(overrides)
+        node_config = node_config_from_overrides(overrides)
         folder = open_model(node_config.model)
-        settings = parameters.Settings(node_config, folder.defaults).changed(overrides)
+        settings = Settings(node_config, folder.defaults).changed(overrides)
         settings.detector.check_against(folder.model)
         self._model = folder.model
         self._settings = settings
@@ -159,7 +160,7 @@ class DetectorNode(LifecycleNode):
         reliability = {
             "best_effort": ReliabilityPolicy.BEST_EFFORT,
             "reliable": ReliabilityPolicy.RELIABLE,
-        }[self._settings.node.input.reliability]
+        }[self._settings.node.qos.reliability]
         self._counters.restart()
         self._subscription = self.create_subscription(
             PointCloud2,
@@ -320,7 +321,7 @@ class DetectorNode(LifecycleNode):
     def _on_incompatible_qos(self, event: Any) -> None:
         policy = QoSPolicyKind(event.last_policy_kind).name.lower()
         advice = (
-            "set input.reliability to best_effort, which hears every publisher"
+            "set qos.reliability to best_effort, which hears every publisher"
             if policy == "reliability"
             else "the publisher must offer at least what a volatile, keep-last subscription asks for"
         )
@@ -339,7 +340,7 @@ class DetectorNode(LifecycleNode):
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
         if settings.detector == self._settings.detector:
-            settings = parameters.Settings(settings.node, self._settings.detector)
+            settings = Settings(settings.node, self._settings.detector)
         # The worker sees it before its next cloud.
         self._settings = settings
         return SetParametersResult(successful=True)
@@ -366,7 +367,7 @@ class DetectorNode(LifecycleNode):
         self._diagnostics_publisher.publish(message)
 
 
-def _load_detector(settings: parameters.Settings) -> Detector:
+def _load_detector(settings: Settings) -> Detector:
     from dsvt_ros.detector import Detector
 
     detector = Detector.load(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from dsvt_ros.ros.counters import Report, percentile
-from dsvt_ros.ros.parameters import DiagnosticsConfig
+from dsvt_ros.ros.node_config import DiagnosticsConfig
 
 STAMP_OF_ANOTHER_CLOCK_MS = 3.6e6
 """Latencies beyond an hour, or negative ones, come from stamps of another clock, as in a replayed bag."""
@@ -67,7 +67,7 @@ def _judge(report: Report, limits: DiagnosticsConfig, state: str, num_publishers
             return DiagnosticStatus.WARN, "no clouds: nobody publishes on the input topic"
         return DiagnosticStatus.WARN, (
             "no clouds: there is a publisher but nothing arrives; check that its QoS fits "
-            "input.reliability, and for large clouds its transport and net.core.rmem_max"
+            "qos.reliability, and for large clouds its transport and net.core.rmem_max"
         )
     p95 = percentile(report.processing_ms, 95)
     if p95 > limits.max_allowed_processing_time_ms:

@@ -38,7 +38,7 @@ def use_large_sockets(environment: MutableMapping[str, str]) -> str:
     if available < BUFFER_BYTES:
         return (
             f"net.core.rmem_max is {available} bytes, too small for large best-effort clouds, which may get lost: "
-            f"run sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}, or publish reliably and set input.reliability"
+            f"run sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}, or publish reliably and set qos.reliability"
         )
     environment["FASTDDS_BUILTIN_TRANSPORTS"] = TRANSPORT
     return (
