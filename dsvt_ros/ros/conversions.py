@@ -1,4 +1,4 @@
-"""Boxes to vision_msgs and visualization_msgs, and back."""
+"""Boxes to vision_msgs and visualization_msgs; the way back is `dsvt_ros.io.detections`."""
 
 from __future__ import annotations
 
@@ -18,22 +18,8 @@ from vision_msgs.msg import (
 )
 from visualization_msgs.msg import Marker, MarkerArray
 
+from dsvt_ros.class_colors import color_of_class
 from dsvt_ros.structures import Boxes3D
-
-CLASS_COLORS = {
-    "car": (0.20, 0.60, 1.00),
-    "vehicle": (0.20, 0.60, 1.00),
-    "truck": (0.55, 0.40, 0.95),
-    "bus": (0.95, 0.75, 0.15),
-    "pedestrian": (1.00, 0.35, 0.30),
-    "cyclist": (0.25, 0.80, 0.35),
-    "bicycle": (0.25, 0.80, 0.35),
-    "motorcycle": (0.10, 0.75, 0.70),
-}
-"""Red, green, blue of the class names that models share, lower case."""
-
-OTHER_COLORS = ((0.90, 0.45, 0.80), (0.65, 0.65, 0.65), (0.75, 0.60, 0.35), (0.85, 0.85, 0.35))
-"""Of all other classes, by label."""
 
 LABEL_HEIGHT_M = 0.6
 """Height of the letters above a box."""
@@ -57,11 +43,6 @@ _CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z i
 _LINES = np.concatenate([_CORNERS[np.array(_EDGES).reshape(-1)], [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]])
 
 
-def color_of_class(class_name: str, label: int) -> tuple[float, float, float]:
-    """Red, green, blue in [0, 1]; the same in every picture of this package."""
-    return CLASS_COLORS.get(class_name.lower(), OTHER_COLORS[label % len(OTHER_COLORS)])
-
-
 def msg_from_boxes(boxes: Boxes3D, header: Header) -> Detection3DArray:
     """A message with the boxes of one cloud, in the frame and at the time of that cloud.
 
@@ -80,32 +61,6 @@ def msg_from_boxes(boxes: Boxes3D, header: Header) -> Detection3DArray:
         size = Vector3(x=row[3], y=row[4], z=row[5])
         detections.append(Detection3D(header=header, results=[result], bbox=BoundingBox3D(center=pose, size=size)))
     return Detection3DArray(header=header, detections=detections)
-
-
-def boxes_from_msg(msg: Detection3DArray, class_names: tuple[str, ...]) -> Boxes3D:
-    """Boxes of a message; the first result of a detection counts, as publishers sort them.
-
-    Args:
-        msg: Of rclpy or rosbags; detections of classes that are not in `class_names` are left out.
-        class_names: Names in label order.
-    """
-    rows, scores, labels = [], [], []
-    for detection in msg.detections:
-        if not detection.results or detection.results[0].hypothesis.class_id not in class_names:
-            continue
-        center, size = detection.bbox.center, detection.bbox.size
-        q = center.orientation
-        yaw = math.atan2(2 * (q.w * q.z + q.x * q.y), 1 - 2 * (q.y * q.y + q.z * q.z))
-        position = center.position
-        rows.append([position.x, position.y, position.z, size.x, size.y, size.z, yaw])
-        scores.append(detection.results[0].hypothesis.score)
-        labels.append(class_names.index(detection.results[0].hypothesis.class_id))
-    return Boxes3D(
-        boxes=np.array(rows, dtype=np.float32).reshape(-1, 7),
-        scores=np.array(scores, dtype=np.float32),
-        labels=np.array(labels, dtype=np.int64),
-        class_names=class_names,
-    )
 
 
 def label_info_from_classes(class_names: tuple[str, ...], score_threshold: float, header: Header) -> LabelInfo:
