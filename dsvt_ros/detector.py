@@ -105,7 +105,7 @@ class Detector:
             )
         network = DSVT(folder.model)
         load_weights(network, read_weights(source), str(source))
-        return cls(network, config, _choose_device(device))
+        return cls(network, config, choose_device(device))
 
     def detect(
         self,
@@ -206,7 +206,8 @@ class Detector:
         )
 
 
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` stands for; `ConfigError` if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,42 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dsvt_ros.config import parse_assignment
+from dsvt_ros.detector import BACKENDS, Detector
+from dsvt_ros.model.folder import embedded_models
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model --weights --backend --device --set``."""
+    parser.add_argument(
+        "--model",
+        default="demo",
+        help=f"{', '.join(embedded_models())}, a model folder or its model.yaml (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights, .safetensors or a pcdet .pth (default: the model's)"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="who runs the networks (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="an option such as postprocess.score_threshold=0.4; may be repeated",
+    )
+
+
+def overrides_from(options: argparse.Namespace) -> dict[str, Any]:
+    """The ``--set`` assignments as overrides of `DetectorConfig`."""
+    return dict(parse_assignment(text) for text in options.overrides)
+
+
+def load_detector(options: argparse.Namespace) -> Detector:
+    """The detector that the options describe."""
+    return Detector.load(options.model, options.weights, options.backend, options.device, overrides_from(options))

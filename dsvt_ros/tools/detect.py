@@ -1,0 +1,131 @@
+"""``dsvt detect``: boxes in point files and bags, as a table, JSON or picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from dsvt_ros.detector import Detector
+from dsvt_ros.errors import DataError
+from dsvt_ros.io.clouds import Scan, open_clouds, select_columns
+from dsvt_ros.structures import Boxes3D
+from dsvt_ros.tools.arguments import add_model_options, load_detector
+
+SCHEMA_VERSION = 1
+
+
+def main(argv: list[str]) -> int:
+    """Detect objects in every cloud of every file; see ``dsvt detect --help``."""
+    options = _parser().parse_args(argv)
+    columns = tuple(options.columns.split(",")) if options.columns else None
+    scans = _scans(options.clouds, columns, options.topic, options.max_frames)
+    detector = load_detector(options)
+    console = Console()
+    frames = []
+    for scan in scans:
+        fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
+        points = select_columns(scan, detector.model.feature_names, fill)
+        found = detector.detect(points)
+        frames.append(_frame(scan, points, found, detector))
+        _print_frame(console, frames[-1])
+        if options.picture:
+            from dsvt_ros.tools.picture import draw_bev
+
+            path = _numbered(options.picture, len(frames) - 1)
+            draw_bev(points, found, None, path, Path(scan.source).name)
+            console.print(f"wrote {path}")
+    if not frames:
+        raise DataError(f"{', '.join(options.clouds)}: no clouds in there")
+    if options.output:
+        result = {
+            "schema_version": SCHEMA_VERSION,
+            "model": detector.model.name,
+            "backend": detector.backend,
+            "device": str(detector.device),
+            "frames": frames,
+        }
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        console.print(f"wrote {options.output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsvt detect", description="Detect objects in point files and bags.")
+    parser.add_argument("clouds", nargs="+", metavar="CLOUD", help=".npy, .bin, .pcd, .mcap, .db3 or a bag folder")
+    add_model_options(parser)
+    parser.add_argument("--columns", help="columns of .npy and .bin files, such as x,y,z,intensity,ring")
+    parser.add_argument("--topic", help="topic of a bag that has several with clouds")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write boxes and stage times as JSON")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.png", help="draw a bird's-eye view; later clouds get a number"
+    )
+    return parser
+
+
+def _scans(
+    clouds: list[str], columns: tuple[str, ...] | None, topic: str | None, max_frames: int | None
+) -> Iterator[Scan]:
+    # Opened before the model loads, so that a wrong path is answered at once.
+    opened = [open_clouds(path, columns, topic) for path in clouds]
+
+    def scans() -> Iterator[Scan]:
+        count = 0
+        for source in opened:
+            for scan in source:
+                if max_frames is not None and count >= max_frames:
+                    return
+                count += 1
+                yield scan
+
+    return scans()
+
+
+def _frame(scan: Scan, points: NDArray[np.float32], found: Boxes3D, detector: Detector) -> dict[str, Any]:
+    """One entry of ``frames`` in the JSON."""
+    detections = [
+        {
+            "class": found.class_name(i),
+            "score": round(float(found.scores[i]), 4),
+            "center": [round(float(v), 4) for v in box[:3]],
+            "size": [round(float(v), 4) for v in box[3:6]],
+            "yaw": round(float(box[6]), 5),
+            "velocity": [round(float(v), 4) for v in box[7:9]] if len(box) == 9 else None,
+        }
+        for i, box in enumerate(found.boxes)
+    ]
+    return {
+        "source": scan.source,
+        "num_points": len(points),
+        "num_voxels": detector.num_voxels,
+        "timing_ms": {stage: round(ms, 3) for stage, ms in detector.timing_ms.items()},
+        "detections": detections,
+    }
+
+
+def _print_frame(console: Console, frame: dict[str, Any]) -> None:
+    total = sum(frame["timing_ms"].values())
+    title = f"{frame['source']}: {frame['num_points']} points, {len(frame['detections'])} objects, {total:.0f} ms"
+    if not frame["detections"]:
+        console.print(title)
+        return
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("class", "score", "x", "y", "z", "length", "width", "height", "yaw"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for found in frame["detections"]:
+        numbers = [*found["center"], *found["size"], found["yaw"]]
+        table.add_row(found["class"], f"{found['score']:.2f}", *(f"{value:.2f}" for value in numbers))
+    console.print(table)
+
+
+def _numbered(path: Path, index: int) -> Path:
+    """`path` for the first picture, ``name_0001.png`` and so on for the next."""
+    return path if index == 0 else path.with_name(f"{path.stem}_{index:04d}{path.suffix}")
