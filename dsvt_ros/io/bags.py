@@ -34,6 +34,7 @@ TRANSFORMS = "tf2_msgs/msg/TFMessage"
 
 BAG_SUFFIXES = (".mcap", ".db3")
 METADATA_FILE = "metadata.yaml"
+_EXPECTED = f"a bag folder with {METADATA_FILE}, or a {' or '.join(BAG_SUFFIXES)} file"
 
 _INFINITE = (9223372036, 854775807)  # seconds, nanoseconds: what ROS writes for "no limit"
 
@@ -133,9 +134,9 @@ def typestore() -> Typestore:
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE)
-    for package in resources.files("dsvt_ros.io").joinpath("msg").iterdir():
-        for file in package.iterdir():
-            name = f"{package.name}/msg/{file.name.removesuffix('.msg')}"
+    for file in resources.files("dsvt_ros.io").joinpath("msg").joinpath("vision_msgs").iterdir():
+        if file.name.endswith(".msg"):
+            name = f"vision_msgs/msg/{file.name.removesuffix('.msg')}"
             store.register(get_types_from_msg(file.read_text(encoding="utf-8"), name))
     return store
 
@@ -471,11 +472,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except Exception as error:  # SQLite, MCAP and YAML each have errors of their own
         raise DataError(
             f"{path} cannot be read as a bag: {error or type(error).__name__}; "
-            "if its recording was cut short, repair it with: ros2 bag reindex"
+            "if its recording was cut short, repair it with: mcap recover, or ros2 bag reindex"
         ) from error
-
-
-_EXPECTED = f"a bag folder with {METADATA_FILE}, or a {' or '.join(BAG_SUFFIXES)} file"
 
 
 def _topics(connections: Sequence[Connection]) -> tuple[BagTopic, ...]:

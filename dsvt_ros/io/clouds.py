@@ -27,6 +27,7 @@ from dsvt_ros.io.pointcloud2 import (
 )
 
 FILE_SUFFIXES = (".npy", ".bin", ".pcd")
+_EXPECTED = f"a {', '.join((*FILE_SUFFIXES, *BAG_SUFFIXES))} file or a bag folder with metadata.yaml"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +109,6 @@ def select_columns(scan: Scan, wanted: Sequence[str], fill: Fill | None = None) 
                 + ("" if column in REQUIRED_COLUMNS else "; give a fill value to do without it")
             )
     return points
-
-
-_EXPECTED = f"a {', '.join((*FILE_SUFFIXES, *BAG_SUFFIXES))} file or a bag folder with metadata.yaml"
 
 
 def _scan_of_file(path: Path, columns: Sequence[str] | None) -> Iterator[Scan]:

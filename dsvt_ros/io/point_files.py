@@ -59,7 +59,7 @@ def points_from_npy(path: Path) -> NDArray[np.float32]:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # the header is Python text: its parser raises what it meets
         raise DataError(f"{path} is not a NumPy array of numbers: {error}; write it with numpy.save") from error
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise DataError(
@@ -195,9 +195,10 @@ def _pcd_header(path: Path, data: bytes) -> _PcdHeader:
     sizes = _integers(path, entries, "SIZE", len(names))
     counts = _integers(path, entries, "COUNT", len(names), default=[1] * len(names))
     types = entries.get("TYPE", [])
-    if not names or len(types) != len(names):
+    if not set(names) - {"_"} or len(types) != len(names):
         raise DataError(
-            f"{path}: the header has {len(names)} FIELDS and {len(types)} in TYPE; expected as many, and at least one"
+            f"{path}: the header has {len(names)} FIELDS and {len(types)} in TYPE; "
+            "expected as many, and one that is not padding"
         )
     for name, letter, size, count in zip(names, types, sizes, counts, strict=True):
         if size not in _PCD_SIZES.get(letter, ()) or count < 1:

@@ -118,7 +118,9 @@ class TestNpy:
         with pytest.raises(DataError, match=r"shape \(.*expected numbers of shape"):
             points_from_npy(tmp_path / "a.npy")
 
-    @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff"])
+    @pytest.mark.parametrize(
+        "content", [b"", b"hello", b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff", b"\x93NUMPY\x01\x00\x01\x00("]
+    )
     def test_other_contents(self, write, content):
         with pytest.raises(DataError, match="not a NumPy array"):
             points_from_npy(write("a.npy", content))
@@ -219,6 +221,7 @@ class TestPcd:
             ({"TYPE": "F"}, "4 FIELDS and 1 in TYPE"),
             ({"COUNT": "1 1 1 0"}, "COUNT 0"),
             ({"FIELDS": ""}, "SIZE is 4 4 4 4; expected 0"),
+            ({"FIELDS": "_ _ _ _"}, "one that is not padding"),
             ({"WIDTH": "many"}, "WIDTH is many"),
             ({"POINTS": "7"}, "POINTS 7 is not WIDTH 3 x HEIGHT 1"),
             ({"WIDTH": "-3", "POINTS": "-3"}, "POINTS -3"),
