@@ -251,21 +251,23 @@ def install_missing() -> None:
         "from importlib.metadata import distributions as d\n"
         "for x in d(): print(x.metadata['Name'], x.version)"
     )
-    installed = dict(line.split(" ")[:2] for line in listing.splitlines() if " " in line)
+    installed: dict[str, str] = {}
+    for name, version in (line.split(" ")[:2] for line in listing.splitlines() if " " in line):
+        installed.setdefault(name, version)  # of two versions on the path, Python imports the first
     present = {canonical(name) for name in installed}
     sections = ["core", "dev"] + ([] if WITHOUT_TORCH else ["torch"])
     missing = [r for section in sections for r in requirements(section) if canonical(r) not in present]
     if not missing:
         return
     keep = VENV / "installed-before.txt"
-    versions = {name: version for name, version in installed.items() if re.fullmatch(r"\d[\w.+!-]*", str(version))}
-    keep.write_text("".join(f"{name}=={version}\n" for name, version in sorted(versions.items())), encoding="utf-8")
+    pins = [f"{name}=={version}\n" for name, version in installed.items() if re.fullmatch(r"\d[\w.+!-]*", version)]
+    keep.write_text("".join(sorted(pins)), encoding="utf-8")
     index = ["--extra-index-url", TORCH_INDEX] if TORCH_INDEX else []
     try:
         pip("install", "--constraint", str(keep), *index, *missing)
     except BootstrapError:
         # The pinned versions need newer packages than this ROS has: take the newest ones that suit it.
-        names = [re.sub(r"==[^;\s]+", "", requirement) for requirement in missing]
+        names = [r if canonical(r) == "torch" else re.sub(r"==[^;\s]+", "", r) for r in missing]
         pip("install", "--constraint", str(keep), *index, *names)
 
 
@@ -346,7 +348,8 @@ def bootstrap() -> None:
             index = TORCH_INDEX or "DSVT_TORCH_INDEX_URL can name an index of smaller builds"
             steps += [("torch", f"PyTorch ({index})", digest(*torch), install_torch)]
     if wheels:
-        steps += [("messages", "vision_msgs, generated and compiled", digest(LOCK, MESSAGES_SETUP, MESSAGES), build_messages)]
+        wanted = digest(LOCK, MESSAGES_SETUP, MESSAGES)
+        steps += [("messages", "vision_msgs, generated and compiled", wanted, build_messages)]
     package = [ROOT / name for name in ("setup.py", "setup.cfg", "package.xml", "pyproject.toml")]
     steps += [("package", "dsvt_ros itself", digest(*package), install_package)]
 
@@ -360,7 +363,7 @@ def bootstrap() -> None:
     if not ros and not wheels:
         say(
             f"No ROS here: rclpy is not installed, and there are no ROS wheels for {platform.machine()} "
-            f"{platform.system()} with Python {platform.python_version()}. Everything else is set up; "
+            f"{platform.system()} with Python {platform.python_version()}. Setting up everything else; "
             "use `dsvt demo --no-ros`."
         )
     if wheels and any(step[0] == "messages" for step in todo):

@@ -1,6 +1,7 @@
 """Builds vision_msgs for Python with the rosidl generators of this environment.
 
-``bootstrap.py`` copies this file and the definitions (``dsvt_ros/io/msg/vision_msgs``, as ``msg``) into an empty folder.
+``bootstrap.py`` copies this file, and the definitions from ``dsvt_ros/io/msg/vision_msgs`` as ``msg``, into an empty
+folder.
 The package index has rclpy and the common messages but not vision_msgs. Where ROS is installed, vision_msgs comes
 with it and this package is never built.
 """
