@@ -19,7 +19,7 @@ from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import open_model
-from dsvt_ros.postprocess import decode, suppress
+from dsvt_ros.postprocess import decode, no_boxes, suppress
 from dsvt_ros.preprocess import (
     boxes_to_source,
     drop_missing,
@@ -137,6 +137,8 @@ class Detector:
     def forward(self, points: Tensor) -> DeviceBoxes:
         """The stages of the detector, from (N, C) points in the model's frame to boxes."""
         voxels = self._voxelize(points)
+        if len(voxels) == 0:  # the dense network would see objects in its own biases
+            return no_boxes(points)
         features = self._encode(voxels)
         partition = self._partition(voxels.coords, self.model.grid_size, self.model.backbone_3d)
         features = self._sparse(features, partition)

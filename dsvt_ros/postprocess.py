@@ -81,6 +81,12 @@ def suppress(candidates: DeviceBoxes, model: ModelConfig, config: PostprocessCon
     return DeviceBoxes(boxes, scores, labels, keep)
 
 
+def no_boxes(like: Tensor) -> DeviceBoxes:
+    """An answer without boxes, on the device of `like`."""
+    empty = like.new_zeros(0)
+    return DeviceBoxes(like.new_zeros(0, 7), empty, empty.long(), empty.bool())
+
+
 def _greedy(suppresses: Tensor) -> Tensor:
     """(M,) boxes that survive, where `suppresses[i, j]` says that box i, if it survives, removes the later box j.
 

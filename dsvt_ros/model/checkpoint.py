@@ -65,7 +65,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
         if key in weights and weights[key].shape != value.shape
     ]
     problems = [
-        f"{len(keys)} {kind}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}"
+        f"{len(keys)} {kind}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
         for kind, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -74,7 +74,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
         if keys
     ]
     if problems:
-        raise ModelError(f"{source} does not fit this model: {'; '.join(problems)}")
+        raise ModelError(f"{source} does not fit this model (is it of another one?): {'; '.join(problems)}")
     bad = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise ModelError(f"{source} holds NaN or infinite values in {', '.join(bad[:5])}")
