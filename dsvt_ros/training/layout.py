@@ -325,7 +325,7 @@ def _draw_crossing(rng: np.random.Generator, density: float, kerb_height: float)
 def _draw_terrain(rng: np.random.Generator, roads: list[Road], kerb_height: float) -> Terrain:
     """Long waves and a slope; together up to about 1 m within 50 m."""
     scale = float(rng.choice([0.15, 0.5, 1.0], p=[0.4, 0.4, 0.2]))
-    num_waves = 5
+    num_waves = 4
     length = rng.uniform(30.0, 140.0, num_waves)
     direction = rng.uniform(0.0, 2 * np.pi, num_waves)
     waves = np.stack(
@@ -338,14 +338,14 @@ def _draw_terrain(rng: np.random.Generator, roads: list[Road], kerb_height: floa
         axis=1,
     )
     # Short, shallow bumps roughen the far ground, which beams only graze.
-    short = rng.uniform(2.0, 12.0, 3)
-    direction = rng.uniform(0.0, 2 * np.pi, 3)
+    short = rng.uniform(2.0, 12.0, 2)
+    direction = rng.uniform(0.0, 2 * np.pi, 2)
     bumps = np.stack(
         [
             2 * np.pi / short * np.cos(direction),
             2 * np.pi / short * np.sin(direction),
-            rng.uniform(0.0, 2 * np.pi, 3),
-            rng.uniform(0.0, 0.012, 3),
+            rng.uniform(0.0, 2 * np.pi, 2),
+            rng.uniform(0.0, 0.012, 2),
         ],
         axis=1,
     )

@@ -61,7 +61,7 @@ class Terrain:
     def height(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Heights of the ground at world positions; broadcasts.
 
-        `raycast.ground_height` is the same formula on tensors.
+        `raycast.HeightProfiles` is the same formula on tensors.
         """
         x, y = np.asarray(x)[..., None], np.asarray(y)[..., None]
         kx, ky, phase, amplitude = self.waves.T
