@@ -58,6 +58,7 @@ class _Side:
     pavement: float
     yard: float
     built_share: float
+    green_share: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def make_world(rng: np.random.Generator, config: SceneConfig) -> tuple[World, tu
 
 def _draw_side(rng: np.random.Generator, kind: str) -> _Side:
     if kind == "country":
-        return _Side("none", 0.0, float(rng.uniform(0.5, 2.0)), float(rng.uniform(2, 25)), 0.12)
+        return _Side("none", 0.0, float(rng.uniform(0.5, 2.0)), float(rng.uniform(2, 25)), 0.12, 0.8)
     if kind == "car_park":
         return _Side("perpendicular", 5.2, 1.0, float(rng.uniform(20.0, 30.0)), 0.4)
     if kind == "square":
@@ -277,9 +278,9 @@ def _draw_plan(rng: np.random.Generator, kind: str, density: float) -> _Plan:
     num_lanes = int(rng.integers(2, 4)) if kind == "avenue" else 1 + (rng.random() < 0.25)
     # Means for the whole stretch of road: metres between cars, then numbers of bodies.
     gap, pedestrians, cyclists, clutter, trees = {
-        "street": (45.0, 15.0, 8.0, 40.0, 14.0),
-        "crossing": (45.0, 12.0, 6.0, 30.0, 10.0),
-        "avenue": (40.0, 9.0, 6.0, 34.0, 18.0),
+        "street": (55.0, 15.0, 8.0, 40.0, 14.0),
+        "crossing": (55.0, 12.0, 6.0, 30.0, 10.0),
+        "avenue": (48.0, 9.0, 6.0, 34.0, 18.0),
         "car_park": (80.0, 12.0, 4.0, 24.0, 12.0),
         "country": (70.0, 1.5, 3.0, 30.0, 50.0),
         "square": (120.0, 28.0, 12.0, 40.0, 14.0),
@@ -291,7 +292,7 @@ def _draw_plan(rng: np.random.Generator, kind: str, density: float) -> _Plan:
         right=right,
         kerb_height=0.0 if kind in ("country", "car_park") else float(rng.choice([0.0, 0.06, 0.12, 0.16])),
         traffic_gap=gap / max(busy(), 0.05),
-        parked_share=float(np.clip(rng.beta(1.2, 1.6) * density, 0.0, 1.0)),
+        parked_share=float(np.clip(rng.beta(0.9, 1.7) * density, 0.0, 1.0)),
         pedestrians=pedestrians * busy(0.9),
         cyclists=cyclists * busy(0.9),
         clutter=clutter * busy(0.6) / density,
@@ -410,7 +411,10 @@ def _fill_row(builder: _Builder, road: Road, parking: str, v: float, sign: int, 
     }[parking]
     # Free stretches are driveways and crossings: occupancy varies along the row.
     phase, wave = rng.uniform(0.0, 2 * np.pi), rng.uniform(10.0, 40.0)
-    for slot in np.arange(-builder.reach_m, builder.reach_m, pitch):
+    # Cars side by side fill a street much faster than nose to tail: keep such rows short.
+    stretch = 2 * builder.reach_m if parking == "parallel" else min(float(rng.uniform(15.0, 75.0)), builder.reach_m)
+    start = float(rng.uniform(-builder.reach_m, builder.reach_m - stretch))
+    for slot in np.arange(start, start + stretch, pitch):
         local = share * (0.8 + 0.6 * np.sin(2 * np.pi * slot / wave + phase))
         if rng.random() > local:
             continue
@@ -427,7 +431,7 @@ def _fill_car_park(builder: _Builder, road: Road, plan: _Plan) -> None:
     rng = builder.rng
     for sign in (-1, 1):
         v = plan.kerb(sign) + 0.6
-        for _ in range(int(rng.integers(1, 4))):
+        for _ in range(int(rng.integers(0, 3))):
             parking = str(rng.choice(["perpendicular", "slanted"], p=[0.8, 0.2]))
             share = float(np.clip(plan.parked_share * rng.uniform(0.2, 1.2), 0.0, 1.0))
             _fill_row(builder, road, parking, sign * (v + 2.6), sign, share)
@@ -542,7 +546,24 @@ def _fill_yard(builder: _Builder, road: Road, plan: _Plan, sign: int) -> None:
                 v = sign * (setback + house.size[1] / 2)
                 builder.add(house, road, u + 2.0, v, 0.0 if sign > 0 else np.pi, margin=0.02)
         u += length + float(rng.choice([0.05, rng.uniform(0.5, 8.0)], p=[0.5, 0.5]))
-    for u in builder.gaps(25.0):
+    if rng.random() < side.green_share:
+        _add_greenery(builder, road, sign * (edge + 0.5), sign * max(side.yard - 1.0, 2.0))
+    for u in builder.gaps(12.0):
         beyond = edge + side.yard + float(rng.uniform(2.0, 25.0))
-        make = objects.make_tree if rng.random() < 0.6 else objects.make_bush
+        make = objects.make_tree if rng.random() < 0.5 else objects.make_thicket
         builder.add(make(rng), road, u, sign * beyond, 0.0)
+
+
+def _add_greenery(builder: _Builder, road: Road, v: float, depth: float) -> None:
+    """A belt of bushes, hedges and trees from v outwards: the ragged edge of many real streets."""
+    rng = builder.rng
+    start = float(rng.uniform(-1.0, 0.3)) * builder.reach_m
+    stretch = float(rng.uniform(15.0, 80.0))
+    makers = (objects.make_thicket, objects.make_bush, objects.make_tree, objects.make_hedge)
+    for u in builder.gaps(float(rng.uniform(0.6, 3.0))):
+        if not start < u < start + stretch:
+            continue
+        make = makers[int(rng.choice(len(makers), p=(0.5, 0.25, 0.15, 0.1)))]
+        away = v + depth * float(rng.beta(1.0, 1.6))
+        # Plants grow into each other.
+        builder.add(make(rng), road, u, away, float(rng.normal(0.0, 0.3)), margin=-0.2)

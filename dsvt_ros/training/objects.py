@@ -33,11 +33,11 @@ def _paint(rng: np.random.Generator) -> Material:
 
 def _glass(rng: np.random.Generator) -> Material:
     """Car windows: most rays pass or are mirrored away, dirt and tint give some back."""
-    return Material(0.12, transparency=float(rng.uniform(0.25, 0.75)), absorption=float(rng.uniform(0.4, 0.9)))
+    return Material(0.12, transparency=float(rng.uniform(0.3, 0.8)), absorption=float(rng.uniform(0.6, 0.97)))
 
 
 def _cloth(rng: np.random.Generator) -> Material:
-    return Material(float(rng.uniform(0.1, 0.7)), depth_m=0.015)
+    return Material(float(rng.uniform(0.1, 0.7)), depth_m=0.008)
 
 
 _CAR_KINDS = ("hatchback", "sedan", "estate", "suv", "van", "pickup")
@@ -70,7 +70,7 @@ def make_car(rng: np.random.Generator) -> Body:
     paint, glass = _paint(rng), _glass(rng)
     half, side = length / 2, width / 2
 
-    clearance = float(rng.uniform(0.2, 0.3) if is_tall else rng.uniform(0.13, 0.22))
+    clearance = float(rng.uniform(0.18, 0.28) if is_tall else rng.uniform(0.1, 0.2))
     belt = height * float(rng.uniform(0.58, 0.66))
     bonnet = belt - float(rng.uniform(0.1, 0.32))
     nose_length = length * float(rng.uniform(0.1, 0.2) if kind == "van" else rng.uniform(0.22, 0.3))
@@ -231,7 +231,7 @@ def make_pedestrian(rng: np.random.Generator) -> Body:
     height = float(rng.uniform(1.05, 1.5) if is_child else adult_height)
     build = float(rng.uniform(0.88, 1.2)) * (0.5 + 0.5 * height / 1.72)
     is_walking = rng.random() < 0.7
-    swing = float(rng.uniform(0.15, 0.5)) if is_walking else float(rng.uniform(0.0, 0.1))
+    swing = float(rng.uniform(0.15, 0.6)) if is_walking else float(rng.uniform(0.0, 0.1))
     lean = float(rng.normal(0.06 if is_walking else 0.0, 0.04))
     top, trousers = _cloth(rng), _cloth(rng)
     parts = PartList()
@@ -244,10 +244,10 @@ def make_pedestrian(rng: np.random.Generator) -> Body:
         step = sign * swing
         foot = (hip * float(np.sin(step)), sign * 0.1 * build, 0.06)
         knee = (foot[0] * 0.5 + 0.05 * is_walking, sign * 0.1 * build, 0.5 * hip)
-        parts.limb(trousers, (0.0, sign * 0.09 * build, hip), knee, 0.085 * build)
-        parts.limb(trousers, knee, foot, 0.06 * build)
+        parts.limb(trousers, (0.0, sign * 0.09 * build, hip), knee, 0.098 * build)
+        parts.limb(trousers, knee, foot, 0.075 * build)
         parts.ellipsoid(TYRE, (foot[0] + 0.05, foot[1], 0.05), (0.13, 0.05, 0.05))
-        _add_arm(parts, rng, top, (shoulder_x, sign * 0.2 * build, shoulder), -step, height)
+        _add_arm(parts, rng, top, (shoulder_x, sign * 0.215 * build, shoulder), -step, height)
     if rng.random() < 0.15:
         # A skirt or a long coat hides the legs.
         parts.frustum(top, (0.25 * height, hip + 0.05), (-0.2, 0.2, 0.22 * build), (-0.12, 0.12, 0.17))
@@ -265,15 +265,15 @@ def _add_torso(
 ) -> None:
     hip, shoulder = z
     semi_z = 0.5 * (shoulder - hip) + 0.08
-    depth = float(rng.uniform(0.12, 0.17)) * build
+    depth = float(rng.uniform(0.13, 0.19)) * build
     parts.ellipsoid(
         cloth,
         (0.5 * shoulder_x, 0.0, 0.5 * (hip + shoulder)),
-        (depth, 0.185 * build, semi_z),
+        (depth, 0.2 * build, semi_z),
         pitch=float(np.arctan2(shoulder_x, shoulder - hip)),
     )
     # Shoulders are wide and square: the ellipsoid alone is too narrow up there.
-    parts.ellipsoid(cloth, (shoulder_x, 0.0, shoulder - 0.03), (0.75 * depth, 0.215 * build, 0.075))
+    parts.ellipsoid(cloth, (shoulder_x, 0.0, shoulder - 0.03), (0.75 * depth, 0.23 * build, 0.085))
 
 
 def _add_arm(
@@ -294,8 +294,8 @@ def _add_arm(
         elbow[1] * abs(out),
         elbow[2] - lower * float(np.cos(bend)),
     )
-    parts.limb(cloth, shoulder, elbow, 0.055)
-    parts.limb(cloth, elbow, hand, 0.045)
+    parts.limb(cloth, shoulder, elbow, 0.063)
+    parts.limb(cloth, elbow, hand, 0.053)
 
 
 def _add_bag(parts: PartList, rng: np.random.Generator, height: float, build: float) -> None:
@@ -325,10 +325,10 @@ def make_cyclist(rng: np.random.Generator) -> Body:
     parts.ellipsoid(
         cloth,
         ((hip_x + shoulder_x) / 2, 0.0, (hip_z + shoulder_z) / 2),
-        (0.14, 0.18 * size, torso / 2 + 0.08),
+        (0.15, 0.2 * size, torso / 2 + 0.08),
         pitch=float(lean),
     )
-    parts.ellipsoid(cloth, (shoulder_x, 0.0, shoulder_z - 0.02), (0.1, 0.21 * size, 0.08))
+    parts.ellipsoid(cloth, (shoulder_x, 0.0, shoulder_z - 0.02), (0.12, 0.225 * size, 0.085))
     helmet = Material(float(rng.uniform(0.2, 0.8)))
     parts.ellipsoid(helmet, (shoulder_x + 0.1, 0.0, shoulder_z + 0.18), (0.12, 0.09, 0.13))
     grip_x, grip_z = 0.5 * wheel_base - 0.14, 1.0
@@ -341,8 +341,8 @@ def make_cyclist(rng: np.random.Generator) -> Body:
         turn = pedal + (np.pi if sign > 0 else 0.0)
         foot = (0.02 + 0.17 * float(np.cos(turn)), sign * 0.11, 0.3 + 0.17 * float(np.sin(turn)))
         knee = (0.5 * (hip_x + foot[0]) + 0.25, sign * 0.12, 0.5 * (hip_z + foot[2]) + 0.08)
-        parts.limb(trousers, (hip_x, sign * 0.1, hip_z), knee, 0.085)
-        parts.limb(trousers, knee, foot, 0.06)
+        parts.limb(trousers, (hip_x, sign * 0.1, hip_z), knee, 0.095)
+        parts.limb(trousers, knee, foot, 0.07)
     if rng.random() < 0.2:
         parts.box(_cloth(rng), (shoulder_x - 0.25, 0.0, shoulder_z - 0.2), (0.2, 0.3, 0.4))
     return parts.body(CYCLIST)
@@ -496,6 +496,18 @@ def make_bush(rng: np.random.Generator) -> Body:
         tall = float(rng.uniform(0.35, 1.0)) * min(1.5 * radius, 1.0)
         wide = float(rng.uniform(0.6, 1.0)) * radius
         parts.ellipsoid(leaves, (dx, dy, 0.7 * tall), (wide, wide * 0.9, tall))
+    return parts.body()
+
+
+def make_thicket(rng: np.random.Generator) -> Body:
+    """Makes a tall shrub or a young tree whose ragged crown reaches down to the ground."""
+    parts = PartList()
+    leaves = _leaves(rng)
+    spread, height = float(rng.uniform(0.5, 1.6)), float(rng.uniform(1.2, 4.5))
+    for _ in range(int(rng.integers(4, 9))):
+        dx, dy = (float(v) for v in rng.uniform(-0.7, 0.7, 2) * spread)
+        z, radius = float(rng.uniform(0.1, 1.0)) * height, float(rng.uniform(0.25, 0.7)) * spread
+        parts.ellipsoid(leaves, (dx, dy, z), (radius, radius, radius * float(rng.uniform(0.6, 1.6))))
     return parts.body()
 
 

@@ -43,7 +43,9 @@ class Conditions:
         gain: Factor on intensities.
         gamma: Exponent on intensities.
         intensity: "measured", or a constant "zero" or "one" for sensors that give none.
-        ground_reflectance: Reflectance of roads; off the road it varies around it.
+        ground_reflectance: Reflectance of the ground.
+        intensity_spread: Standard deviation of the logarithm of intensities on objects.
+        intensity_floor: Brightness below which the receiver reports 0.
         sensitivity: How far weak targets are seen: range in metres at which a surface that
             reflects a tenth of the light comes back in half of the shots.
         range_noise: Factor on the sensor's range noise.
@@ -56,6 +58,8 @@ class Conditions:
     gamma: float = 1.0
     intensity: str = "measured"
     ground_reflectance: float = 0.3
+    intensity_spread: float = 0.5
+    intensity_floor: float = 0.05
     sensitivity: float = 60.0
     range_noise: float = 1.0
     drop_out: float = 0.0
@@ -72,6 +76,8 @@ def sample_conditions(rng: np.random.Generator) -> Conditions:
         gamma=float(np.exp(rng.normal(0.0, 0.3))),
         intensity=intensity,
         ground_reflectance=float(rng.uniform(0.12, 0.45)),
+        intensity_spread=float(rng.uniform(0.1, 1.2)),
+        intensity_floor=float(rng.choice([0.0, rng.uniform(0.0, 0.25)], p=[0.4, 0.6])),
         sensitivity=float(np.exp(rng.uniform(np.log(35.0), np.log(110.0)))),
         range_noise=float(rng.uniform(0.5, 1.5)),
         drop_out=float(rng.choice([0.0, rng.uniform(0.0, 0.1)], p=[0.6, 0.4])),
@@ -233,7 +239,7 @@ def _measure(
     """
     device = rays.directions.device
     scan = _per_scene(sensed, device)[rays.scene_index]
-    (gain, gamma, constant, ground, sensitivity, noise, drop_out, clutter, low, high) = scan.T
+    (gain, gamma, constant, ground, spread, floor, sensitivity, noise, drop_out, clutter, low, high) = scan.T
     num_rays = len(rays.directions)
     draw = torch.rand((4, num_rays), generator=generator, device=device)
     shake = torch.randn((2, num_rays), generator=generator, device=device)
@@ -265,7 +271,9 @@ def _measure(
     distance = torch.where(in_air, air_distance, distance + noise * shake[0])
     returned = (returned | in_air) & (distance > low) & (distance < high)
 
-    intensity = gain * brightness.clamp_min(1e-4) ** gamma * (1.0 + 0.12 * shake[1])
+    speckle = torch.exp(torch.where(is_part, spread, 0.12) * shake[1])
+    dim = torch.where(is_part, floor, 0.0)
+    intensity = gain * (brightness * speckle - dim).clamp_min(0.0) ** gamma
     intensity = torch.where(constant >= 0, constant, intensity.clamp(0.0, 1.0))
     # Receivers report 8 bits.
     intensity = (intensity * 255.0).round() / 255.0
@@ -276,7 +284,7 @@ def _measure(
 
 
 def _per_scene(sensed: Sequence[SensedScene], device: torch.device) -> Tensor:
-    """(B, 10) the numbers that `_measure` needs of each scene."""
+    """(B, 12) the numbers that `_measure` needs of each scene."""
     rows = []
     for item in sensed:
         conditions, lidar = item.conditions, item.sensor.lidar
@@ -286,6 +294,8 @@ def _per_scene(sensed: Sequence[SensedScene], device: torch.device) -> Tensor:
                 conditions.gamma,
                 {"measured": -1.0, "zero": 0.0, "one": 1.0}[conditions.intensity],
                 conditions.ground_reflectance,
+                conditions.intensity_spread,
+                conditions.intensity_floor,
                 conditions.sensitivity,
                 conditions.range_noise * lidar.range_noise_m,
                 1.0 - (1.0 - lidar.drop_out) * (1.0 - conditions.drop_out),
