@@ -421,7 +421,7 @@ def _fill_row(builder: _Builder, road: Road, parking: str, v: float, sign: int, 
         body = objects.make_car(rng) if rng.random() < 0.97 else objects.make_trailer(rng)
         backwards = np.pi * (rng.random() < (0.08 if parking == "parallel" else 0.45))
         along = 0.0 if sign < 0 else np.pi
-        heading = along - sign * 0.0 + turn + backwards + float(rng.normal(0.0, 0.035))
+        heading = along + turn + backwards + float(rng.normal(0.0, 0.035))
         u = float(slot) + float(rng.normal(0.0, 0.15 if parking != "parallel" else 0.35))
         builder.add(body, road, u, v + float(rng.normal(0.0, 0.12)), heading, margin=0.1)
 
@@ -523,7 +523,7 @@ def _fill_yard(builder: _Builder, road: Road, plan: _Plan, sign: int) -> None:
     rng = builder.rng
     side = plan.side(sign)
     edge = plan.kerb(sign) + side.pavement
-    if side.yard > 2.5 and plan.traffic_gap > 0:
+    if side.yard > 2.5:
         for u in builder.gaps(60.0):
             if side.yard > 6.0:
                 heading = float(rng.choice([1.0, -1.0])) * np.pi / 2 + float(rng.normal(0.0, 0.1))

@@ -4,7 +4,7 @@ The rays of a scene form a grid of beams x columns. Each convex part covers a sm
 that grid, whose limits follow from its upright bounding box (`_grid_rectangles`). The rectangles
 of all parts are laid out as one flat list of (part, ray) pairs, which are intersected in chunks of
 bounded size. The nearest answer of each ray is kept by a minimum over 64-bit keys whose upper half
-is the distance and whose lower half is the part: a sum order can't change a minimum, so the result
+is the distance and whose lower half is the part: a minimum has no order, so the result
 does not depend on the chunks.
 
 Shapes: N rays of all scenes together, beams ascending and columns fastest within a scene; P parts
