@@ -12,6 +12,8 @@ from dsvt_ros.errors import DsvtError
 COMMANDS = {
     "demo": "Detect objects in a simulated drive, through ROS where it exists",
     "detect": "Detect objects in point files and bags",
+    "evaluate": "Average precision on labelled data",
+    "benchmark": "Time every stage of a model on clouds",
     "train": "Train the embedded model on simulated scans",
 }
 

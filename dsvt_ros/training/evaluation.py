@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dsvt_ros.average_precision import ScoredMatches, average_precision, join, match_frame
-from dsvt_ros.config import DetectorConfig, with_overrides
+from dsvt_ros.config import ModelConfig
 from dsvt_ros.detector import Detector
-from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.training.simulator import Scan, SceneStream, cast
 
@@ -43,21 +42,22 @@ class SimulatedResult:
     num_scenes: int
 
 
-def evaluate_simulated(
-    network: DSVT, defaults: DetectorConfig, stream: SceneStream, num_scenes: int, device: torch.device
-) -> SimulatedResult:
-    """Detect on the first scenes of `stream` and score the boxes.
+def evaluate_simulated(detector: Detector, stream: SceneStream, scenes: Iterable[int]) -> SimulatedResult:
+    """Detect on scenes of `stream` and score the boxes.
 
-    The detector gets the scans as a user's sensor would send them (sensor frame, height unknown).
+    Args:
+        detector: Should keep boxes down to `SCORE_THRESHOLD`, or the precision-recall curve ends early.
+        stream: Where the scenes come from.
+        scenes: Their numbers.
     """
-    config = with_overrides(defaults, {"postprocess.score_threshold": SCORE_THRESHOLD})
-    detector = Detector(network, config, device)
-    names = network.config.class_names
+    names = detector.model.class_names
     matches: dict[str, list[ScoredMatches]] = {name: [] for name in names}
     seen: list[NDArray[np.float64]] = []
-    for index in range(num_scenes):
-        scan = cast([stream[index]], seed=index, device=device)
-        truth, ignored = _truth(scan, network)
+    num_scenes = 0
+    for index in scenes:
+        num_scenes += 1
+        scan = cast([stream[index]], seed=index, device=detector.device)
+        truth, ignored = _truth(scan, detector.model)
         found = detector.detect(scan.points)
         for label, name in enumerate(names):
             mine, theirs = found.labels == label, truth.labels == label
@@ -79,11 +79,11 @@ def evaluate_simulated(
     )
 
 
-def _truth(scan: Scan, network: DSVT) -> tuple[Boxes3D, NDArray[np.bool_]]:
+def _truth(scan: Scan, model: ModelConfig) -> tuple[Boxes3D, NDArray[np.bool_]]:
     """True boxes of a scan, and which of them do not count: too few points, or outside the model's range."""
     boxes = scan.boxes.cpu().numpy()
-    limits = network.config.point_cloud_range
+    limits = model.point_cloud_range
     inside = (boxes[:, :2] >= limits[:2]).all(1) & (boxes[:, :2] <= limits[3:5]).all(1)
     ignored = ~inside | (scan.num_points.cpu().numpy() < MIN_POINTS)
     scores = np.ones(len(boxes), np.float32)
-    return Boxes3D(boxes, scores, scan.labels.cpu().numpy(), network.config.class_names), ignored
+    return Boxes3D(boxes, scores, scan.labels.cpu().numpy(), model.class_names), ignored

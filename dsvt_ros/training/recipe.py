@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import time
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dsvt_ros.config import DetectorConfig, ModelConfig, option
+from dsvt_ros.config import DetectorConfig, ModelConfig, option, with_overrides
+from dsvt_ros.detector import Detector
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.preprocess import scale_features
-from dsvt_ros.training.evaluation import evaluate_simulated
+from dsvt_ros.training.evaluation import SCORE_THRESHOLD, evaluate_simulated
 from dsvt_ros.training.losses import compute_losses
 from dsvt_ros.training.simulator import Scan, SceneStream, SensedScene, cast
 from dsvt_ros.training.targets import make_targets
@@ -93,14 +95,14 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     augmentation = torch.Generator(device).manual_seed(config.seed)
 
+    validation_options = with_overrides(defaults, {"postprocess.score_threshold": SCORE_THRESHOLD})
     best, log, start = -1.0, [], time.monotonic()
     running: list[Tensor] = []
     for step, scan in enumerate(_batches(config, device), 1):
         network.train()
-        points, boxes = augment(scan, config.height_jitter_m, augmentation)
-        points = scale_features(points, model, defaults.preprocess)
-        voxels = voxelize(points, model, scan.batch_index)
-        targets = make_targets(boxes, scan.labels, scan.num_points, scan.box_batch_index, config.batch_size, model)
+        seen = augment(scan, config.height_jitter_m, augmentation)
+        voxels = voxelize(scale_features(seen.points, model, defaults.preprocess), model, seen.batch_index)
+        targets = make_targets(seen.boxes, seen.labels, seen.num_points, seen.box_batch_index, config.batch_size, model)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             maps = network(voxels)
         losses = compute_losses(maps, targets, model)
@@ -123,7 +125,8 @@ def train(
             )
         if step % config.validate_every == 0 or step == config.steps:
             save_weights(average, output / "last.safetensors")
-            result = evaluate_simulated(average, defaults, SceneStream("validation"), config.validation_scenes, device)
+            detector = Detector(average, validation_options, device)
+            result = evaluate_simulated(detector, SceneStream("validation"), range(config.validation_scenes))
             mean = float(np.mean(list(result.ap.values())))
             log.append({"step": step, "ap": result.ap, "minutes": (time.monotonic() - start) / 60})
             if mean > best:
@@ -136,20 +139,18 @@ def train(
     return output / "weights.safetensors"
 
 
-def augment(scan: Scan, height_jitter_m: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, turn, scale and lift every scan of a batch at random.
-
-    Returns:
-        (N, C) points and (M, 7) boxes.
-    """
+def augment(scan: Scan, height_jitter_m: float, generator: torch.Generator) -> Scan:
+    """Mirror, turn, scale, lift and thin every scan of a batch at random."""
     device, batch_size = scan.points.device, scan.batch_size
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch_size, generator=generator, device=device)
 
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    angle, scale = uniform(-math.pi / 4, math.pi / 4), uniform(0.95, 1.05)
+    # Cars differ in size between countries; real ones also return fewer points than simulated ones.
+    angle, scale = uniform(-math.pi / 4, math.pi / 4), uniform(0.88, 1.06)
     lift = height_jitter_m * torch.randn(batch_size, generator=generator, device=device)
+    kept_share = torch.where(uniform(0, 1) < 0.5, uniform(0.4, 1), 1.0)
 
     def move(xyz: Tensor, index: Tensor) -> Tensor:
         x, y = xyz[:, 0], xyz[:, 1] * mirror[index]
@@ -158,12 +159,20 @@ def augment(scan: Scan, height_jitter_m: float, generator: torch.Generator) -> t
         turned[:, 2] += lift[index]
         return turned
 
-    points = torch.cat([move(scan.points[:, :3], scan.batch_index), scan.points[:, 3:]], dim=1)
-    index = scan.box_batch_index
-    yaw = scan.boxes[:, 6] * mirror[index] + angle[index]
-    size = scan.boxes[:, 3:6] * scale[index, None]
-    boxes = torch.cat([move(scan.boxes[:, :3], index), size, yaw[:, None]], dim=1)
-    return points, boxes
+    draw = torch.rand(len(scan.points), generator=generator, device=device)
+    kept = draw < kept_share[scan.batch_index]
+    points, index, owner = scan.points[kept], scan.batch_index[kept], scan.object_index[kept]
+    box_index = scan.box_batch_index
+    yaw = scan.boxes[:, 6:] * mirror[box_index, None] + angle[box_index, None]
+    size = scan.boxes[:, 3:6] * scale[box_index, None]
+    return dataclasses.replace(
+        scan,
+        points=torch.cat([move(points[:, :3], index), points[:, 3:]], dim=1),
+        batch_index=index,
+        boxes=torch.cat([move(scan.boxes[:, :3], box_index), size, yaw], dim=1),
+        num_points=torch.bincount(owner[owner >= 0], minlength=len(scan.boxes)),
+        object_index=owner,
+    )
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Lidar simulator, targets, losses and the recipe of the embedded models."""
