@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -406,9 +408,15 @@ def main(args: Sequence[str] | None = None) -> int:
     transport = use_large_sockets(os.environ)
     node: DetectorNode | None = None
     exit_code, stopped = 0, True
+    interrupted = threading.Event()
     try:
         parser.parse_args(remove_ros_args(arguments)[1:])
+        if threading.current_thread() is threading.main_thread():
+            # rclpy's own handler ends `spin`; a KeyboardInterrupt could come up anywhere inside it.
+            signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
         rclpy.init(args=arguments)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
         node = DetectorNode()
         if transport:
             node.get_logger().info(transport)
@@ -422,8 +430,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"dsvt-detector: {error}", file=sys.stderr)
         exit_code = 1
     except RuntimeError as error:  # rclpy's own, such as a parameter file that cannot be read
-        print(f"dsvt-detector: {type(error).__name__}: {error}", file=sys.stderr)
-        exit_code = 1
+        if node is None or rclpy.ok():  # otherwise we were told to end in the middle of a call
+            print(f"dsvt-detector: {type(error).__name__}: {error}", file=sys.stderr)
+            exit_code = 1
     finally:
         if node is not None:
             stopped = node.close()
