@@ -275,7 +275,7 @@ def report(
 def _frames_table(
     drive: Sequence[KnownFrame], answers: dict[int, Answer], scores: Sequence[FrameScore], class_names: tuple[str, ...]
 ) -> Table:
-    table = Table(title="Detections of each cloud", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="Detections of each cloud", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for name in ("cloud", "time, s", "points", *class_names, "found", "false", "latency, ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for index, (frame, score) in enumerate(zip(drive, scores, strict=True)):
@@ -293,7 +293,7 @@ def _frames_table(
 
 def _boxes_table(boxes: Boxes3D, score: FrameScore, index: int) -> Table:
     title = f"Boxes of cloud {index + 1}, drawn in demo.png (m, degrees; frame {FRAME_ID})"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("class", no_wrap=True)
     for name in ("score", "x", "y", "z", "length", "width", "height", "yaw", ""):
         table.add_column(name, justify="right")
