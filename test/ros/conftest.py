@@ -89,7 +89,7 @@ def start_node(ros: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             node.process.wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(ros: None) -> Iterator[Client]:
     client = Client()
     yield client

@@ -112,6 +112,7 @@ class Client:
         """Wait until the node hears us and we hear the node."""
         assert self.spin_until(lambda: self.publisher.get_subscription_count() and self.label_info)
         assert self.spin_until(lambda: self.node.count_publishers("/dsvt_detector/output/detections"))
+        self.spin_for(0.15)  # the node learns of us no later than that
 
     def ask(self, cloud: object, timeout_s: float = 20.0) -> object:
         """The answer to a cloud."""

@@ -1,4 +1,7 @@
-"""A node that asks for reliable clouds: the largest ones arrive, best-effort publishers are named."""
+"""A node that asks for reliable clouds: the largest ones arrive, best-effort publishers are named.
+
+Its clock is simulated and stands still, which must not keep it from answering.
+"""
 
 import pytest
 from harness import make_cloud, random_points
@@ -8,7 +11,9 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope="module")
 def node(start_node, small_model):
-    node = start_node(model=small_model, qos__reliability="reliable", input__intensity_field="reflectance")
+    node = start_node(
+        model=small_model, qos__reliability="reliable", input__intensity_field="reflectance", use_sim_time="true"
+    )
     node.wait_for("active")
     return node
 
@@ -19,6 +24,14 @@ def test_two_million_points_are_answered(node, client):
     assert client.ask(cloud, timeout_s=60.0).header.stamp.nanosec == 5
     cloud = make_cloud(random_points(100), stamp_ns=6)
     assert client.ask(cloud).header.stamp.nanosec == 6
+
+
+def test_clock_that_stands_still_makes_no_latency(node, client):
+    client.connect()
+    client.ask(make_cloud(random_points(100), stamp_ns=10**18))
+    status, values = client.status()
+    assert status.message != ""
+    assert values["latency p50"].startswith("unknown")
 
 
 def test_missing_intensity_is_told_once(node, client):
