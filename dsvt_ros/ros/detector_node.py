@@ -416,7 +416,7 @@ def main(args: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
         rclpy.init(args=arguments)
         if interrupted.is_set():
-            raise KeyboardInterrupt
+            return 0
         node = DetectorNode()
         if transport:
             node.get_logger().info(transport)
