@@ -344,8 +344,9 @@ def _replace(config: T, tree: Mapping[str, Any], path: str) -> T:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"unknown key {key}; did you mean {close[0]}? Known: {', '.join(known)}" if close else f"unknown key {key}"
+    prefixed = [name for name in known if name.startswith(key)]
+    close = prefixed or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown key {key}; did you mean {close[0]}? Known: {', '.join(known)}"
 
 
 def _convert(hint: Any, value: Any, path: str, described: dataclasses.Field[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -38,8 +39,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path} is corrupt or holds more than weights: {reason}") from None
+        # torch's own message recommends to switch the protection off.
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds {foreign[1]}, which is more than weights and is never run" if foreign else "is no checkpoint"
+        raise ModelError(f"{path} {what}; expected a .safetensors file or a state dict of tensors") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} is no readable checkpoint: {error}") from None
     for key in ("model_state", "state_dict"):

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     columns = tuple(options.columns.split(",")) if options.columns else None
     scans = _scans(options.clouds, columns, options.topic, options.max_frames)
     detector = load_detector(options)
-    console = Console()
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     frames = []
     for scan in scans:
         fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
@@ -113,11 +113,12 @@ def _frame(scan: Scan, points: NDArray[np.float32], found: Boxes3D, detector: De
 
 def _print_frame(console: Console, frame: dict[str, Any]) -> None:
     total = sum(frame["timing_ms"].values())
-    title = f"{frame['source']}: {frame['num_points']} points, {len(frame['detections'])} objects, {total:.0f} ms"
+    console.print(
+        f"{frame['source']}: {frame['num_points']} points, {len(frame['detections'])} objects, {total:.0f} ms"
+    )
     if not frame["detections"]:
-        console.print(title)
         return
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for name in ("class", "score", "x", "y", "z", "length", "width", "height", "yaw"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for found in frame["detections"]:

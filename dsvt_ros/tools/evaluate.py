@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         raise DataError(f"--scenes must be at least 1, got {options.scenes}")
     overrides = {"postprocess.score_threshold": SCORE_THRESHOLD} | overrides_from(options)
     detector = Detector.load(options.model, options.weights, options.backend, options.device, overrides)
-    console = Console()
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     scenes = track(range(options.scenes), f"{detector.model.name} on {options.data}", console=console)
     result = evaluate_simulated(detector, SceneStream(split), scenes)
     _print(console, result)

@@ -1,0 +1,222 @@
+"""``dsvt benchmark``: how long each stage takes, how much memory a model needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dsvt_ros import __version__
+from dsvt_ros.detector import BACKENDS, Detector
+from dsvt_ros.errors import ConfigError, DataError
+from dsvt_ros.io.clouds import open_clouds, select_columns
+from dsvt_ros.io.pointcloud2 import points_from_msg
+from dsvt_ros.tools.arguments import add_model_options, overrides_from
+
+SCHEMA_VERSION = 1
+STAGES = ("voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms")
+MAX_CLOUDS = 8
+
+
+def main(argv: list[str]) -> int:
+    """Measure; see ``dsvt benchmark --help``."""
+    options = _parser().parse_args(argv)
+    backends = options.backends.split(",")
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise ConfigError(f"--backends: no backend {backend!r}; expected {', '.join(BACKENDS)}")
+    if options.runs < 1:
+        raise ConfigError(f"--runs must be at least 1, got {options.runs}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    results: list[dict[str, Any]] = []
+    clouds: list[NDArray[np.float32]] = []
+    for backend in backends:
+        detector = Detector.load(options.model, options.weights, backend, options.device, overrides_from(options))
+        clouds = _clouds(options.cloud, detector, options.columns)
+        results.append(_measure(detector, clouds, options.runs, console))
+    _print(console, results)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "model": options.model,
+        "hardware": _hardware(detector),
+        "versions": _versions(),
+        "cloud": {
+            "source": [Path(path).name for path in options.cloud],
+            "num_clouds": len(clouds),
+            "num_points": [len(cloud) for cloud in clouds],
+            "num_voxels": results[-1].pop("num_voxels"),
+        },
+        "results": results,
+        "conversion_ms": _conversion_ms(detector, clouds, options.runs),
+    }
+    for result in results[:-1]:
+        result.pop("num_voxels")
+    console.print(
+        f"PointCloud2 of {content['conversion_ms']['num_points']} points to columns: "
+        f"{content['conversion_ms']['p50']:.2f} ms"
+    )
+    if options.output:
+        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        console.print(f"wrote {options.output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dsvt benchmark",
+        description="Time every stage of a model, from points in host memory to boxes in host memory.",
+    )
+    parser.add_argument(
+        "--cloud", action="append", required=True, help=f"point file or bag; up to {MAX_CLOUDS} clouds are rotated"
+    )
+    parser.add_argument("--columns", help="columns of .npy and .bin files")
+    add_model_options(parser)
+    parser.add_argument("--backends", default="torch", help=f"comma-separated: {', '.join(BACKENDS)} (default: torch)")
+    parser.add_argument("--runs", type=int, default=50, help="measured frames (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result as JSON")
+    return parser
+
+
+def _clouds(paths: list[str], detector: Detector, columns: str | None) -> list[NDArray[np.float32]]:
+    """Up to `MAX_CLOUDS` clouds in the model's columns; several, so that caches do not flatter."""
+    names = tuple(columns.split(",")) if columns else None
+    fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
+    clouds: list[NDArray[np.float32]] = []
+    for path in paths:
+        for scan in open_clouds(path, names):
+            clouds.append(select_columns(scan, detector.model.feature_names, fill))
+            if len(clouds) == MAX_CLOUDS:
+                return clouds
+    if not clouds:
+        raise DataError(f"{', '.join(paths)}: no clouds in there")
+    return clouds
+
+
+def _measure(detector: Detector, clouds: list[NDArray[np.float32]], runs: int, console: Console) -> dict[str, Any]:
+    """Total and stage times over `runs` frames after a warm-up over every cloud twice."""
+    for cloud in clouds * 2:
+        detector.detect(cloud)
+    cuda = detector.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(detector.device)
+    totals: list[float] = []
+    voxels: list[int] = []
+    for run in track(range(runs), f"{detector.backend} on {detector.device}", console=console, transient=True):
+        start = time.perf_counter()
+        detector.detect(clouds[run % len(clouds)])
+        totals.append(1e3 * (time.perf_counter() - start))
+        voxels.append(detector.num_voxels)
+    stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    with detector.timed_stages():
+        for run in range(runs):
+            detector.detect(clouds[run % len(clouds)])
+            for stage, ms in detector.timing_ms.items():
+                stages[stage].append(ms)
+    peak = torch.cuda.max_memory_allocated(detector.device) if cuda else 1024 * _peak_resident_kib()
+    return {
+        "backend": detector.backend,
+        "precision": "fp32",
+        "stage_ms": {stage: _round(np.median(values)) for stage, values in stages.items() if values},
+        "total_ms": {f"p{q}": _round(np.percentile(totals, q)) for q in (50, 95, 99)},
+        "peak_memory_mib": round(peak / 2**20),
+        "num_voxels": voxels[: len(clouds)],
+    }
+
+
+def _conversion_ms(detector: Detector, clouds: list[NDArray[np.float32]], runs: int) -> dict[str, Any]:
+    """Time to read the model's columns from a PointCloud2 as a Velodyne driver lays it out (22 bytes a point)."""
+    from types import SimpleNamespace
+
+    from dsvt_ros.io.pointcloud2 import cloud_parts_from_points
+
+    cloud = max(clouds, key=len)
+    names = ("x", "y", "z", "intensity", "ring", "time")
+    rows = np.zeros((len(cloud), len(names)), np.float32)
+    rows[:, : min(4, cloud.shape[1])] = cloud[:, :4]
+    parts = cloud_parts_from_points(rows, names)
+    msg = SimpleNamespace(
+        fields=parts.fields,
+        point_step=parts.point_step,
+        row_step=parts.point_step * len(cloud),
+        height=1,
+        width=len(cloud),
+        is_bigendian=parts.is_bigendian,
+        is_dense=True,
+        data=parts.data,
+    )
+    fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
+    times = []
+    for _ in range(runs + 3):
+        start = time.perf_counter()
+        points_from_msg(msg, detector.model.feature_names, fill)
+        times.append(1e3 * (time.perf_counter() - start))
+    return {"num_points": len(cloud), "point_step": parts.point_step, "p50": _round(np.median(times[3:]))}
+
+
+def _print(console: Console, results: list[dict[str, Any]]) -> None:
+    table = Table(title="milliseconds, medians; total from points to boxes in host memory")
+    table.add_column("stage")
+    for result in results:
+        table.add_column(result["backend"], justify="right")
+    for stage in STAGES:
+        table.add_row(stage, *(f"{result['stage_ms'].get(stage, 0):.2f}" for result in results))
+    for quantile in ("p50", "p95", "p99"):
+        table.add_row(f"total {quantile}", *(f"{result['total_ms'][quantile]:.2f}" for result in results))
+    table.add_row("memory, MiB", *(str(result["peak_memory_mib"]) for result in results))
+    console.print(table)
+
+
+def _hardware(detector: Detector) -> dict[str, Any]:
+    hardware: dict[str, Any] = {
+        "device": str(detector.device),
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if detector.device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(detector.device)
+    return hardware
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "dsvt_ros": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # no Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _peak_resident_kib() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
+
+
+def _round(value: float) -> float:
+    return round(float(value), 3)
