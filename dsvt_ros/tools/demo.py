@@ -251,8 +251,9 @@ def report(
     bag = folder / "demo_bag"
     write_bag(bag, drive, answers)
     num_messages = sum(1 for _ in messages_from_bag(bag, [FOUND])) if answers else 0
-    console.print(f"wrote {picture}")
-    console.print(f"wrote {bag}: {len(drive)} clouds ({CLOUDS}), {num_messages} detection arrays ({FOUND}), {KNOWN}")
+    console.print(f"wrote {picture}", markup=False, soft_wrap=True)
+    contents = f"{len(drive)} clouds ({CLOUDS}), {num_messages} detection arrays ({FOUND}), objects ({KNOWN})"
+    console.print(f"wrote {bag}: {contents}", markup=False, soft_wrap=True)
 
     known, found = sum(s.num_known for s in scores), sum(s.num_found for s in scores)
     false_per_frame = sum(s.num_false for s in scores) / len(scores)
