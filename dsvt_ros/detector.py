@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
 from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.model.fold import fold_batch_norms
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.postprocess import decode, no_boxes, suppress
 from dsvt_ros.preprocess import (
@@ -63,7 +65,9 @@ class Detector:
         self._clock = StageClock(device)
         time = self._clock.time
         self._voxelize = time("voxelize", self._to_voxels)
-        self._encode = time("encode", network.vfe)
+        encoder = copy.deepcopy(network.vfe)
+        fold_batch_norms(encoder)
+        self._encode = time("encode", encoder)
         self._partition = time("partition", partition_sets)
         self._sparse = time("sparse", self._networks.sparse)
         self._scatter = time("scatter", scatter_bev)

@@ -9,22 +9,24 @@ from torch import Tensor
 
 from dsvt_ros.model.center_head import HeadMaps, MergedHead
 from dsvt_ros.model.dsvt import DSVT
-from dsvt_ros.model.fold import fold_batch_norms
+from dsvt_ros.model.fold import fold_batch_norms, tabulate_positions
 from dsvt_ros.structures import SetPartition
 
 
 class TorchNetworks:
-    """Both networks of `model`, with batch norms folded; the model itself is left as it is."""
+    """Both networks of `model`, with all that inference can work out beforehand; `model` is left as it is."""
 
     name = "torch"
 
     def __init__(self, model: DSVT) -> None:
-        self._sparse = model.backbone_3d
+        self._sparse = copy.deepcopy(model.backbone_3d)
         self._backbone_2d = copy.deepcopy(model.backbone_2d)
         head = copy.deepcopy(model.dense_head)
-        fold_batch_norms(self._backbone_2d)
-        fold_batch_norms(head)
-        self._head = MergedHead(head).to(next(model.parameters()).device)
+        with torch.no_grad():
+            tabulate_positions(self._sparse)
+            fold_batch_norms(self._backbone_2d)
+            fold_batch_norms(head)
+            self._head = MergedHead(head).to(next(model.parameters()).device)
         for network in (self._backbone_2d, self._head):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.config import Backbone2dConfig
@@ -29,8 +30,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, channels, H / stride, W / stride)."""
-        out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + self.downsample_layer(x))
+        # In place: at full resolution every map that need not be written anew counts.
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out)).add_(self.downsample_layer(x))
+        return F.relu(out, inplace=True)
 
 
 class BevBackbone(nn.Module):
@@ -55,7 +58,7 @@ class BevBackbone(nn.Module):
                 nn.Sequential(
                     nn.ConvTranspose2d(channels, up_channels, up_stride, up_stride, bias=False),
                     nn.BatchNorm2d(up_channels, eps=BN_EPS, momentum=BN_MOMENTUM),
-                    nn.ReLU(),
+                    nn.ReLU(inplace=True),
                 )
             )
             in_channels = channels

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.config import HeadConfig
@@ -48,7 +49,7 @@ class SeparateHead(nn.Module):
                 nn.Sequential(
                     nn.Conv2d(width, width, 3, padding=1, bias=False),
                     nn.BatchNorm2d(width, eps=BN_EPS, momentum=BN_MOMENTUM),
-                    nn.ReLU(),
+                    nn.ReLU(inplace=True),
                 ),
                 nn.Conv2d(width, channels, 3, padding=1),
             )
@@ -70,7 +71,7 @@ class CenterHead(nn.Module):
         self.shared_conv = nn.Sequential(
             nn.Conv2d(in_channels, config.shared_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(config.shared_channels, eps=BN_EPS, momentum=BN_MOMENTUM),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.heads_list = nn.ModuleList([SeparateHead(config, num_classes)])
 
@@ -126,6 +127,6 @@ class MergedHead(nn.Module):
 
     def forward(self, bev: Tensor) -> HeadMaps:
         """(B, C, H, W) BEV features to maps."""
-        out = self.output(torch.relu(self.hidden(self.shared_conv(bev))))
+        out = self.output(F.relu(self.hidden(self.shared_conv(bev)), inplace=True))
         parts = torch.split(out, list(self.channels.values()), dim=1)
         return maps_from_branches(dict(zip(self.channels, parts, strict=True)))

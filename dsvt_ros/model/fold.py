@@ -1,25 +1,52 @@
-"""Batch norms folded into the convolutions before them: fewer operations, the same function."""
+"""What inference can work out beforehand: batch norms folded into weights, position embeddings as tables."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+from dsvt_ros.model.set_attention import PositionEmbedding
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold, in place, every batch norm that directly follows a convolution among the children of a module.
+    """Fold, in place, every batch norm that directly follows a convolution or linear layer among a module's children.
 
-    `module` must be in evaluation mode. The convolutions get a bias, and the batch norms become identities.
+    `module` must be in evaluation mode. The layers get a bias, and the batch norms become identities.
     """
-    children = list(module.named_children())
-    for (name, convolution), (norm_name, norm) in pairwise(children):
-        if isinstance(convolution, CONVOLUTIONS) and isinstance(norm, nn.BatchNorm2d):
-            transposed = isinstance(convolution, nn.ConvTranspose2d)
-            setattr(module, name, fuse_conv_bn_eval(convolution, norm, transpose=transposed))
-            setattr(module, norm_name, nn.Identity())
+    for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
+        folded: nn.Module
+        if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+            folded = fuse_linear_bn_eval(layer, norm)
+        elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(norm, nn.BatchNorm2d):
+            folded = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, nn.ConvTranspose2d))
+        else:
+            continue
+        setattr(module, name, folded)
+        setattr(module, norm_name, nn.Identity())
     for child in module.children():
         fold_batch_norms(child)
+
+
+class PositionTable(nn.Module):
+    """The rows of a `PositionEmbedding`, one for every cell of the window."""
+
+    rows: Tensor
+
+    def __init__(self, embedding: PositionEmbedding) -> None:
+        super().__init__()
+        self.register_buffer("rows", embedding.table(), persistent=False)
+
+    def forward(self, cell_of_voxel: Tensor) -> Tensor:
+        """(V,) in-window cells to (V, D) embeddings."""
+        return self.rows[cell_of_voxel]
+
+
+def tabulate_positions(module: nn.Module) -> None:
+    """Replace, in place, every position embedding below `module` by its table; evaluation mode only."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, PositionEmbedding):
+            setattr(module, name, PositionTable(child))
+        else:
+            tabulate_positions(child)

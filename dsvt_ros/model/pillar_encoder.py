@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.config import ModelConfig
@@ -24,7 +25,7 @@ class PointNetLayer(nn.Module):
 
     def forward(self, features: Tensor, voxels: Voxels) -> Tensor:
         """(N, in) point features to (N, out) for an inner layer, or (V, out) for the last one."""
-        features = torch.relu(self.norm(self.linear(features)))
+        features = F.relu(self.norm(self.linear(features)), inplace=True)
         index = voxels.voxel_of_point
         maximum = features.new_zeros(len(voxels), features.shape[1])
         # After the ReLU zero is the smallest value, and every voxel has a point.
