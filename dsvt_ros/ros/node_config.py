@@ -143,6 +143,7 @@ def parameter_file() -> str:
     lines = [
         "# All parameters of the node dsvt_detector, with their defaults. Made by: python -m dsvt_ros.ros.node_config",
         "# [live] may be changed while the node runs (ros2 param set), the others only here or with -p.",
+        "# Numbers in a list must be of one kind: [0.0, 0.0, 1.7], not [0, 0, 1.7].",
         "/**:",
         "  ros__parameters:",
     ]
