@@ -64,6 +64,7 @@ class Detector:
 
         self._clock = StageClock(device)
         time = self._clock.time
+        self._prepare = time("preprocess", self._to_model_frame)
         self._voxelize = time("voxelize", self._to_voxels)
         encoder = copy.deepcopy(network.vfe)
         fold_batch_norms(encoder)
@@ -135,7 +136,7 @@ class Detector:
         find_ground = self.config.preprocess.find_ground and pose is None
         with torch.inference_mode():
             cloud = self._upload(points)
-            cloud, pose = self._to_model_frame(cloud, pose, find_ground=find_ground)
+            cloud, pose = self._prepare(cloud, pose, find_ground=find_ground)
             boxes = self._download(self.forward(cloud))
         return boxes_to_source(boxes, pose)
 

@@ -27,7 +27,7 @@ from dsvt_ros.io.pointcloud2 import points_from_msg
 from dsvt_ros.tools.arguments import add_model_options, overrides_from
 
 SCHEMA_VERSION = 1
-STAGES = ("voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms")
+STAGES = ("preprocess", "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms")
 MAX_CLOUDS = 8
 
 

@@ -48,7 +48,7 @@ def test_boxes_have_the_documented_form(detector, points):
         assert (np.diff(scores) <= 0).all()
     assert (np.diff(found.labels) >= 0).all()
     assert set(detector.timing_ms) == {
-        "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms",
+        "preprocess", "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms",
     }  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_benchmark_writes_json(capsys, cloud, tmp_path):
     content = json.loads(output.read_text())
     (result,) = content["results"]
     assert set(result["stage_ms"]) == {
-        "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms",
+        "preprocess", "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms",
     }  # fmt: skip
     assert result["total_ms"]["p50"] <= result["total_ms"]["p99"]
     assert content["cloud"]["num_points"] == [3000]
