@@ -379,8 +379,8 @@ def _load_detector(settings: Settings) -> Detector:
         device=settings.node.device,
         overrides=dict(flatten(settings.detector)),
     )
-    # The first run is slow: memory is allocated and kernels are chosen.
-    detector.detect(np.zeros((1, len(detector.model.features)), np.float32))
+    # The first run is slow: memory is allocated and kernels are chosen. The point lies in every model's range.
+    detector.detect(np.ones((1, len(detector.model.features)), np.float32))
     return detector
 
 
