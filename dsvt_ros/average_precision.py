@@ -51,17 +51,37 @@ def match_frame(
     Returns:
         Matches of this frame, ordered by descending score.
     """
-    order = np.argsort(-scores, kind="stable")
-    boxes, scores = boxes[order], scores[order]
     overlap = iou_matrix(torch.as_tensor(boxes), torch.as_tensor(truth), bev=bev).numpy()
-    free = np.ones(len(truth), bool)
-    hits, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
-    for i in range(len(boxes)):
+    return match_overlaps(overlap, scores, ignored, min_iou)
+
+
+def match_overlaps(
+    overlap: NDArray[np.float32] | NDArray[np.float64],
+    scores: NDArray[np.float32],
+    ignored: NDArray[np.bool_],
+    min_iou: float,
+    tolerated: NDArray[np.bool_] | None = None,
+) -> ScoredMatches:
+    """As `match_frame`, from the overlaps of detections and objects.
+
+    Args:
+        overlap: (K, T) IoU of every detection with every object.
+        scores: (K,) scores of the detections.
+        ignored: (T,) bool, objects that need not be found.
+        min_iou: Least IoU of a match.
+        tolerated: (K,) bool, detections that are no false alarms either if they match nothing; None: no such ones.
+    """
+    order = np.argsort(-scores, kind="stable")
+    overlap, scores = overlap[order], scores[order]
+    free = np.ones(len(ignored), bool)
+    hits = np.zeros(len(scores), bool)
+    counted = np.ones(len(scores), bool) if tolerated is None else ~tolerated[order]
+    for i in range(len(scores)):
         candidates = np.where(free & (overlap[i] >= min_iou), overlap[i], -1.0)
         # Objects that count go first: an ignored one never steals the hit.
         best = _argmax(np.where(ignored, -1.0, candidates))
         if best is not None:
-            hits[i], free[best] = True, False
+            hits[i], counted[i], free[best] = True, True, False
             continue
         best = _argmax(candidates)
         if best is not None:
