@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
-from dsvt_ros.model.center_head import HeadMaps, MergedHead
+from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.dsvt import DSVT
-from dsvt_ros.model.fold import fold_batch_norms, tabulate_positions
+from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.structures import SetPartition
 
 
@@ -19,14 +17,8 @@ class TorchNetworks:
     name = "torch"
 
     def __init__(self, model: DSVT) -> None:
-        self._sparse = copy.deepcopy(model.backbone_3d)
-        self._backbone_2d = copy.deepcopy(model.backbone_2d)
-        head = copy.deepcopy(model.dense_head)
-        with torch.no_grad():
-            tabulate_positions(self._sparse)
-            fold_batch_norms(self._backbone_2d)
-            fold_batch_norms(head)
-            self._head = MergedHead(head).to(next(model.parameters()).device)
+        modules = inference_modules(model)
+        self._sparse, self._backbone_2d, self._head = modules.backbone_3d, modules.backbone_2d, modules.head
         for network in (self._backbone_2d, self._head):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

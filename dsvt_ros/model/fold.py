@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from dsvt_ros.model.set_attention import PositionEmbedding
+from dsvt_ros.model.bev_backbone import BevBackbone
+from dsvt_ros.model.center_head import MergedHead
+from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.model.set_attention import PositionEmbedding, SetAttentionBackbone
+
+
+@dataclass(frozen=True)
+class InferenceModules:
+    """The modules of both networks, folded; every backend and the export start from them."""
+
+    backbone_3d: SetAttentionBackbone
+    backbone_2d: BevBackbone
+    head: MergedHead
+
+
+def inference_modules(model: DSVT) -> InferenceModules:
+    """Folded copies of the modules of `model`, which must be in evaluation mode and is left as it is."""
+    backbone_3d = copy.deepcopy(model.backbone_3d)
+    backbone_2d = copy.deepcopy(model.backbone_2d)
+    head = copy.deepcopy(model.dense_head)
+    with torch.no_grad():
+        tabulate_positions(backbone_3d)
+        fold_batch_norms(backbone_2d)
+        fold_batch_norms(head)
+        merged = MergedHead(head).to(next(model.parameters()).device)
+    return InferenceModules(backbone_3d, backbone_2d, merged.eval())
 
 
 def fold_batch_norms(module: nn.Module) -> None:
@@ -40,7 +68,7 @@ class PositionTable(nn.Module):
 
     def forward(self, cell_of_voxel: Tensor) -> Tensor:
         """(V,) in-window cells to (V, D) embeddings."""
-        return self.rows[cell_of_voxel]
+        return self.rows.index_select(0, cell_of_voxel)
 
 
 def tabulate_positions(module: nn.Module) -> None:

@@ -13,6 +13,16 @@ from dsvt_ros.structures import SetPartition, WindowShift
 MASKED = -1e4
 
 
+def normalize_sum(norm: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A residual sum and its layer norm, in single precision at least whatever the type of `x` and `y`.
+
+    Half-precision features need it: the sum and its squares leave their range first. `norm` holds single-precision
+    parameters then.
+    """
+    output: Tensor = norm(x.float() + y.float())
+    return output.to(x.dtype)
+
+
 class PositionEmbedding(nn.Module):
     """Learned embedding of a voxel's offset from its window's centre.
 
@@ -38,9 +48,9 @@ class PositionEmbedding(nn.Module):
         """(V,) in-window cells to (V, D) embeddings."""
         assert isinstance(self.offsets, Tensor)
         if self.training:  # the batch norm must see the voxels as they are distributed
-            embedding: Tensor = self.position_embedding_head(self.offsets[cell_of_voxel])
+            embedding: Tensor = self.position_embedding_head(self.offsets.index_select(0, cell_of_voxel))
             return embedding
-        return self.table()[cell_of_voxel]
+        return self.table().index_select(0, cell_of_voxel)
 
     def table(self) -> Tensor:
         """(cells, D) embedding of every cell of a window."""
@@ -78,17 +88,18 @@ class SetAttention(nn.Module):
         """
         num_sets, set_size = indices.shape
         channels = x.shape[1]
-        weight_qk, weight_v = torch.split(self.in_proj_weight, [2 * channels, channels])
-        bias_qk, bias_v = torch.split(self.in_proj_bias, [2 * channels, channels])
-        qkv = torch.cat([F.linear(x + position, weight_qk, bias_qk), F.linear(x, weight_v, bias_v)], dim=1)
-        slots = qkv[indices].view(num_sets, set_size, 3, self.num_heads, channels // self.num_heads)
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        qk = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
+        qkv = torch.cat([qk, F.linear(x, weight[2 * channels :], bias[2 * channels :])], dim=1)
+        slots = qkv.index_select(0, indices.reshape(-1))
+        slots = slots.view(num_sets, set_size, 3, self.num_heads, channels // self.num_heads)
         query, key, value = slots.permute(2, 0, 3, 1, 4).unbind(0)
         # Written out: library attention plans anew for every number of sets, and no two clouds have the same.
         scale = (channels // self.num_heads) ** -0.5
         scores = (query * scale) @ key.transpose(-1, -2) + mask[:, None, None, :].to(query.dtype) * MASKED
-        attended = torch.softmax(scores, dim=-1) @ value
+        attended = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
         attended = attended.transpose(1, 2).reshape(num_sets * set_size, channels)
-        output: Tensor = self.out_proj(attended[slot_of_voxel])
+        output: Tensor = self.out_proj(attended.index_select(0, slot_of_voxel))
         return output
 
 
@@ -105,9 +116,8 @@ class SetAttentionLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, indices: Tensor, mask: Tensor, slot_of_voxel: Tensor) -> Tensor:
         """(V, D) to (V, D); arguments as `SetAttention.forward`."""
-        x = self.norm1(x + self.self_attn(x, position, indices, mask, slot_of_voxel))
-        output: Tensor = self.norm2(x + self.linear2(F.gelu(self.linear1(x))))
-        return output
+        x = normalize_sum(self.norm1, x, self.self_attn(x, position, indices, mask, slot_of_voxel))
+        return normalize_sum(self.norm2, x, self.linear2(F.gelu(self.linear1(x))))
 
 
 class SetAttentionEncoder(nn.Module):
@@ -127,8 +137,7 @@ class SetAttentionEncoder(nn.Module):
             shift.set_mask[order],
             shift.slot_of_voxel[order],
         )
-        output: Tensor = self.norm(attended + x)
-        return output
+        return normalize_sum(self.norm, attended, x)
 
 
 class SetAttentionBlock(nn.Module):
@@ -177,8 +186,11 @@ class SetAttentionBackbone(nn.Module):
 
     def forward(self, features: Tensor, partition: SetPartition) -> Tensor:
         """(V, D) voxel features to (V, D)."""
-        for index, (block, norm) in enumerate(zip(self.stage_0, self.residual_norm_stage_0, strict=True)):
-            positions = self.input_layer(index, partition)
-            shift = partition.shifts[index % 2]
-            features = norm(block(features, positions, shift) + features)
+        for index in range(len(self.stage_0)):
+            features = self.run_block(index, features, self.input_layer(index, partition), partition)
         return features
+
+    def run_block(self, index: int, features: Tensor, positions: list[Tensor], partition: SetPartition) -> Tensor:
+        """(V, D) to (V, D): block `index` with its outer residual connection."""
+        block, norm = self.stage_0[index], self.residual_norm_stage_0[index]
+        return normalize_sum(norm, block(features, positions, partition.shifts[index % 2]), features)
