@@ -22,7 +22,9 @@ from rosidl_generator_c.cli import GenerateC
 from rosidl_generator_py.cli import GeneratePython
 from rosidl_typesupport_c.cli import GenerateCTypesupport
 from rosidl_typesupport_fastrtps_c.cli import GenerateFastRTPSCTypesupport
+from rosidl_typesupport_introspection_c.cli import GenerateIntrospectionCTypesupport
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 PACKAGE = "vision_msgs"
 TYPE_HASH = "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"
@@ -33,6 +35,10 @@ SHARE = str(PREFIX / "share")
 OUTPUT = Path("generated")
 SOURCES = OUTPUT / PACKAGE
 MARKER = OUTPUT / "package_marker" / PACKAGE
+LIBRARIES = OUTPUT / "lib"
+
+TYPESUPPORTS = ("rosidl_typesupport_fastrtps_c", "rosidl_typesupport_introspection_c")
+"""What rmw_fastrtps asks of every message: the first to serialize it, the second to describe its type to others."""
 
 
 def generate() -> None:
@@ -53,8 +59,9 @@ def generate() -> None:
 
     GenerateC("c").generate(PACKAGE, idl, [SHARE], SOURCES, descriptions)
     GenerateFastRTPSCTypesupport("fastrtps_c").generate(PACKAGE, idl, [SHARE], SOURCES)
-    implementations = ["rosidl_typesupport_fastrtps_c"]
-    GenerateCTypesupport("c", typesupport_implementations=implementations).generate(PACKAGE, idl, [SHARE], SOURCES)
+    # This one replaces the __type_support.c of GenerateC, which has content for services and actions only.
+    GenerateIntrospectionCTypesupport("introspection_c").generate(PACKAGE, idl, [SHARE], SOURCES)
+    GenerateCTypesupport("c", typesupport_implementations=TYPESUPPORTS).generate(PACKAGE, idl, [SHARE], SOURCES)
     GeneratePython("py", typesupport_implementations=["rosidl_typesupport_c"]).generate(PACKAGE, idl, [SHARE], SOURCES)
     (SOURCES / "__init__.py").touch()
     MARKER.parent.mkdir()
@@ -72,22 +79,65 @@ def check_type_hash(description: Path) -> None:
         )
 
 
-def extension() -> Extension:
-    """One library with type support and Python conversion, under the name that rclpy looks for."""
+class BuildLibraries(build_ext):
+    """Builds the plain libraries into ``LIBRARIES`` under the names that the linker and rosidl_typesupport_c expect."""
+
+    def get_ext_fullpath(self, ext_name: str) -> str:
+        """Where the library or Python module of this name goes."""
+        if ext_name.startswith("lib"):
+            return str(LIBRARIES / f"{ext_name}.so")
+        return super().get_ext_fullpath(ext_name)
+
+
+def extension(name: str, patterns: list[str], parts: list[str], libraries: list[str]) -> Extension:
+    """One library, linked with libraries and with parts of the messages that those of this package contain."""
     includes = [*PREFIX.glob("include/*/"), OUTPUT, np.get_include(), sysconfig.get_path("include")]
-    libraries = ["rosidl_runtime_c", "rosidl_typesupport_c", "rosidl_typesupport_fastrtps_c"]
-    libraries += ["rosidl_typesupport_fastrtps_cpp", "rmw", "rcutils", "fastcdr"]
-    for dependency in ("std_msgs", "geometry_msgs", "builtin_interfaces"):
-        for part in ("generator_c", "typesupport_c", "typesupport_fastrtps_c", "generator_py"):
-            libraries.append(f"{dependency}__rosidl_{part}")
+    dependencies = ("std_msgs", "geometry_msgs", "builtin_interfaces")
     return Extension(
-        f"{PACKAGE}.{PACKAGE}_s__rosidl_typesupport_c",
-        sources=sorted(str(path) for suffix in ("c", "cpp") for path in SOURCES.rglob(f"*.{suffix}")),
+        name,
+        sources=sorted(str(path) for pattern in patterns for path in SOURCES.glob(pattern)),
         include_dirs=[str(path) for path in includes],
-        library_dirs=[str(PREFIX / "lib")],
-        libraries=libraries,
+        library_dirs=[str(LIBRARIES), str(PREFIX / "lib")],
+        libraries=[*libraries, *(f"{message}__{part}" for message in dependencies for part in parts)],
         extra_compile_args=["-O1", "-g0", "-w"],
     )
+
+
+def extensions() -> list[Extension]:
+    """The libraries that message packages consist of, in the order in which they need each other.
+
+    rosidl_typesupport_c opens the type supports by name at run time. What is needed only from Python is in the last
+    one, under the name that rclpy looks for.
+    """
+    structs = f"{PACKAGE}__rosidl_generator_c"
+    fastrtps, introspection = TYPESUPPORTS
+    runtime = [structs, "rosidl_runtime_c", "rcutils"]
+    return [
+        extension(
+            f"lib{structs}",
+            ["msg/detail/*__functions.c", "msg/detail/*__description.c"],
+            ["rosidl_generator_c"],
+            ["rosidl_runtime_c", "rcutils"],
+        ),
+        extension(
+            f"lib{PACKAGE}__{fastrtps}",
+            ["msg/detail/*__type_support_c.cpp"],
+            ["rosidl_generator_c", fastrtps],
+            [*runtime, fastrtps, "rosidl_typesupport_fastrtps_cpp", "rmw", "fastcdr"],
+        ),
+        extension(
+            f"lib{PACKAGE}__{introspection}",
+            ["msg/detail/*__type_support.c"],
+            ["rosidl_generator_c", introspection],
+            [*runtime, introspection],
+        ),
+        extension(
+            f"{PACKAGE}.{PACKAGE}_s__rosidl_typesupport_c",
+            ["msg/*__type_support.cpp", "msg/*_s.c", "*.c"],
+            ["rosidl_generator_c", "rosidl_typesupport_c", "rosidl_generator_py"],
+            [*runtime, "rosidl_typesupport_c"],
+        ),
+    ]
 
 
 def files(pattern: str) -> list[str]:
@@ -98,6 +148,7 @@ def files(pattern: str) -> list[str]:
 # pip runs this file once for each step of a build, in one folder.
 if not MARKER.exists():
     generate()
+modules = extensions()
 setup(
     name=PACKAGE,
     version="4.1.1",
@@ -106,8 +157,10 @@ setup(
     python_requires=">=3.10",
     package_dir={"": str(OUTPUT)},
     packages=[PACKAGE, f"{PACKAGE}.msg"],
-    ext_modules=[extension()],
+    ext_modules=modules,
+    cmdclass={"build_ext": BuildLibraries},
     data_files=[
+        ("lib", [str(LIBRARIES / f"{module.name}.so") for module in modules if module.name.startswith("lib")]),
         ("share/ament_index/resource_index/packages", [str(MARKER)]),
         (f"share/{PACKAGE}/msg", files("msg/*.msg") + files("msg/*.idl") + files("msg/*.json")),
     ],
