@@ -18,6 +18,7 @@ from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
 from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
+from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import fold_batch_norms
@@ -55,6 +56,8 @@ class Detector:
         self.model: ModelConfig = network.config
         self.config = config
         self.device = device
+        if device.type == "cpu":
+            keep_freed_memory()
         self.num_points = 0
         self.num_voxels = 0
         network = network.to(device).eval().requires_grad_(False)

@@ -96,7 +96,8 @@ class SetAttention(nn.Module):
         query, key, value = slots.permute(2, 0, 3, 1, 4).unbind(0)
         # Written out: library attention plans anew for every number of sets, and no two clouds have the same.
         scale = (channels // self.num_heads) ** -0.5
-        scores = (query * scale) @ key.transpose(-1, -2) + mask[:, None, None, :].to(query.dtype) * MASKED
+        scores = (query * scale) @ key.transpose(-1, -2)
+        scores += mask[:, None, None, :].to(query.dtype) * MASKED
         attended = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
         attended = attended.transpose(1, 2).reshape(num_sets * set_size, channels)
         output: Tensor = self.out_proj(attended.index_select(0, slot_of_voxel))

@@ -35,6 +35,7 @@ from visualization_msgs.msg import MarkerArray
 
 from dsvt_ros.config import DetectorConfig, flatten, leaves
 from dsvt_ros.errors import ConfigError, DsvtError, PointCloudError
+from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.io.pointcloud2 import match_column, points_from_msg
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.ros import parameters
@@ -405,6 +406,7 @@ def main(args: Sequence[str] | None = None) -> int:
         description="Find objects in lidar clouds. Settings are ROS parameters: "
         "dsvt-detector --ros-args --params-file FILE -p NAME:=VALUE -r FROM:=TO",
     )
+    keep_freed_memory()  # before the worker's thread gets an arena of its own
     transport = use_large_sockets(os.environ)
     node: DetectorNode | None = None
     exit_code, stopped = 0, True
