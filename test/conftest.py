@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-import recipe
-import torch
+from dsvt_ros.host_threads import wait_without_spinning
+
+wait_without_spinning()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import recipe  # noqa: E402
+import torch  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 SEED = 11

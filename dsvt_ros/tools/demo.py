@@ -33,7 +33,7 @@ from dsvt_ros.tools.picture import draw_bev
 from dsvt_ros.tools.processes import ChildError, Children
 from dsvt_ros.tools.scoring import MIN_POINTS, FrameScore, score_frame
 
-SEED = 1
+SEED = 2
 NUM_FRAMES = 30
 PERIOD_S = 0.3
 SENSOR_HEIGHT_M = 1.73
