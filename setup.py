@@ -11,7 +11,7 @@ def files(folder: str, pattern: str = "*") -> list[str]:
 
 extras = {
     "torch": ["torch>=2.1"],
-    "onnx": ["onnx>=1.15", "onnxruntime>=1.17"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.17", "onnxscript>=0.5"],  # exporting needs torch 2.6 or later
     "tensorrt": ["tensorrt>=8.5"],
     "bags": ["rosbags>=0.10"],
     "plot": ["matplotlib>=3.5"],

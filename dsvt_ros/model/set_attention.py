@@ -87,7 +87,7 @@ class SetAttention(nn.Module):
             (V, D) features.
         """
         num_sets, set_size = indices.shape
-        channels = x.shape[1]
+        channels = self.out_proj.in_features
         weight, bias = self.in_proj_weight, self.in_proj_bias
         qk = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
         qkv = torch.cat([qk, F.linear(x, weight[2 * channels :], bias[2 * channels :])], dim=1)
@@ -96,9 +96,10 @@ class SetAttention(nn.Module):
         query, key, value = slots.permute(2, 0, 3, 1, 4).unbind(0)
         # Written out: library attention plans anew for every number of sets, and no two clouds have the same.
         scale = (channels // self.num_heads) ** -0.5
-        scores = (query * scale) @ key.transpose(-1, -2)
-        scores += mask[:, None, None, :].to(query.dtype) * MASKED
-        attended = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+        # The cast, and not an argument of softmax: exported, that would become a cast of the result.
+        scores = ((query * scale) @ key.transpose(-1, -2)).float()
+        scores += mask[:, None, None, :].float() * MASKED
+        attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value
         attended = attended.transpose(1, 2).reshape(num_sets * set_size, channels)
         output: Tensor = self.out_proj(attended.index_select(0, slot_of_voxel))
         return output

@@ -13,6 +13,7 @@ from dsvt_ros.host_threads import wait_without_spinning
 COMMANDS = {
     "demo": "Detect objects in a simulated drive, through ROS where it exists",
     "detect": "Detect objects in point files and bags",
+    "export": "Write a model folder with ONNX files",
     "evaluate": "Average precision on labelled data",
     "benchmark": "Time every stage of a model on clouds",
     "train": "Train the embedded model on simulated scans",

@@ -1,0 +1,70 @@
+"""A model small enough to be exported and run in a moment, with every part of the real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from dsvt_ros.config import Backbone2dConfig, Backbone3dConfig, EncoderConfig, HeadConfig, ModelConfig
+from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.model.folder import open_model
+
+
+def tiny_config() -> ModelConfig:
+    return dataclasses.replace(
+        open_model("demo").model,
+        name="tiny",
+        point_cloud_range=(-5.12, -5.12, -2.0, 5.12, 5.12, 4.0),
+        encoder=EncoderConfig(channels=(16, 16)),
+        backbone_3d=Backbone3dConfig(
+            channels=16, ffn_channels=32, num_heads=2, num_blocks=2, set_size=6,
+            windows=((6, 6, 1), (10, 10, 1)), offsets=((0, 0, 0), (3, 3, 0)),
+        ),
+        backbone_2d=Backbone2dConfig(
+            blocks=(1, 2), strides=(2, 2), channels=(8, 16), upsample_strides=(1, 2), upsample_channels=(8, 8)
+        ),
+        head=HeadConfig(shared_channels=8),
+    )  # fmt: skip
+
+
+def tiny_network(seed: int = 0) -> DSVT:
+    """Random weights, batch norms that change something, and biases such that boxes come out."""
+    torch.manual_seed(seed)
+    network = DSVT(tiny_config())
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.8, 1.2)
+                module.bias.normal_(0, 0.1)
+        network.dense_head.heads_list[0].hm[1].bias.fill_(-0.5)
+    return network.eval().requires_grad_(False)
+
+
+def write_tiny_model(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    network = tiny_network(seed)
+    plain = yaml.safe_load(yaml.safe_dump(_lists(dataclasses.asdict(network.config))))
+    (folder / "model.yaml").write_text(yaml.safe_dump({"model": plain}))
+    state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
+    save_file(state, folder / "weights.safetensors")
+    return folder
+
+
+def tiny_points(count: int = 600, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.uniform([-5, -5, -0.5, 0], [5, 5, 2, 1], (count, 4)).astype(np.float32)
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {key: _lists(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_lists(entry) for entry in value]
+    return value
