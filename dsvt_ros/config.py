@@ -231,11 +231,23 @@ class PostprocessConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How backends other than torch run the networks."""
+
+    cache_dir: str = option(
+        "",
+        help="folder for exported networks; empty: dsvt_ros in the user's cache folder (~/.cache)",
+    )
+    threads: int = option(0, help="CPU threads of ONNX Runtime; 0: as many as torch has", minimum=0, maximum=1024)
+
+
+@dataclass(frozen=True)
 class DetectorConfig:
     """Everything about a `Detector` that can be set without changing the network."""
 
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def check_against(self, model: ModelConfig) -> None:
         """Raise `ConfigError` where a per-class list does not fit the model's classes."""

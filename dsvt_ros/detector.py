@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dsvt_ros.backends import Networks
+from dsvt_ros.backends import BACKENDS, Networks
+from dsvt_ros.backends.choice import open_networks
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.bev import scatter_bev
+from dsvt_ros.capacity import keep_nearest
 from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
 from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
 from dsvt_ros.host_memory import keep_freed_memory
@@ -37,7 +40,7 @@ from dsvt_ros.stage_clock import StageClock
 from dsvt_ros.structures import Boxes3D, DeviceBoxes, Voxels
 from dsvt_ros.voxelization import voxelize
 
-BACKENDS = ("auto", "torch")
+_LOG = logging.getLogger(__name__)
 
 
 class Detector:
@@ -47,12 +50,23 @@ class Detector:
         model: The network and the data it was trained for.
         config: Run-time options; change them through `configure`.
         backend: Who runs the two networks.
+        backend_reason: Why, or with which files.
+        precision: ``fp32`` or ``fp16``, of the two networks.
         device: Where everything runs.
         num_points: Points inside the model's range in the last cloud.
         num_voxels: Occupied voxels in the last cloud.
+        num_dropped_voxels: Of these, the farthest ones that the networks had no room for.
     """
 
-    def __init__(self, network: DSVT, config: DetectorConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: DSVT,
+        config: DetectorConfig,
+        device: torch.device,
+        networks: Networks | None = None,
+        backend_reason: str = "",
+    ) -> None:
+        """Make ready; without `networks`, torch runs `network`."""
         self.model: ModelConfig = network.config
         self.config = config
         self.device = device
@@ -60,9 +74,11 @@ class Detector:
             keep_freed_memory()
         self.num_points = 0
         self.num_voxels = 0
+        self.num_dropped_voxels = 0
         network = network.to(device).eval().requires_grad_(False)
-        self._networks: Networks = TorchNetworks(network)
-        self.backend = self._networks.name
+        self._networks: Networks = TorchNetworks(network) if networks is None else networks
+        self.backend, self.precision = self._networks.name, self._networks.precision
+        self.backend_reason = backend_reason
         self._set_pose()
 
         self._clock = StageClock(device)
@@ -93,13 +109,14 @@ class Detector:
         Args:
             model: Name of an embedded model, a model folder or its ``model.yaml``.
             weights: Weights file (``.safetensors`` or a pcdet ``.pth``); None takes the model folder's own.
-            backend: ``auto`` or ``torch``.
+            backend: ``auto``, ``torch`` or ``onnxruntime``.
             device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             overrides: Dotted keys of `DetectorConfig`, such as ``{"postprocess.score_threshold": 0.3}``.
 
         Raises:
             ConfigError: An option is unknown or impossible.
             ModelError: The model or its weights are missing, corrupt or do not fit each other.
+            EngineError: The backend cannot run here, or its files are damaged.
         """
         if backend not in BACKENDS:
             raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
@@ -114,7 +131,10 @@ class Detector:
             )
         network = DSVT(folder.model)
         load_weights(network, read_weights(source), str(source))
-        return cls(network, config, choose_device(device))
+        chosen = choose_device(device)
+        network = network.to(chosen).eval().requires_grad_(False)
+        networks, reason = open_networks(backend, network, folder, Path(source), chosen, config.engine)
+        return cls(network, config, chosen, networks, reason)
 
     def detect(
         self,
@@ -214,7 +234,14 @@ class Detector:
     def _to_voxels(self, points: Tensor) -> Voxels:
         voxels = voxelize(points, self.model)
         self.num_points, self.num_voxels = len(voxels.points), len(voxels)
-        return voxels
+        room = self._networks.max_voxels
+        if room is None or len(voxels) <= room:
+            self.num_dropped_voxels = 0
+            return voxels
+        if not self.num_dropped_voxels:  # once, until a cloud fits again
+            _LOG.warning("%d voxels, room for %d: the farthest are dropped (dsvt export --voxels)", len(voxels), room)
+        self.num_dropped_voxels = len(voxels) - room
+        return keep_nearest(voxels, self.model, room)
 
     def _download(self, found: DeviceBoxes) -> Boxes3D:
         keep = found.keep

@@ -25,7 +25,7 @@ ARGUMENTS = {
     "output_topic": ("~/output/detections", "where detections go (vision_msgs/Detection3DArray)"),
     "model": ("", "embedded model or model folder; empty: as in params_file"),
     "weights": ("", "weights file, .safetensors or .pth; empty: as in params_file"),
-    "backend": ("", "auto, torch, triton, onnxruntime or tensorrt; empty: as in params_file"),
+    "backend": ("", "who runs the networks, such as auto or torch; empty: as in params_file"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as in params_file"),
     "namespace": ("", "namespace of the node"),
     "use_sim_time": ("false", "take the time from /clock, as for replayed bags"),

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import typing
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from dsvt_ros.model.center_head import HeadMaps
-from dsvt_ros.structures import SetPartition
+    from dsvt_ros.model.center_head import HeadMaps
+    from dsvt_ros.structures import SetPartition
+
+# The one list of what a user may ask for; `auto` leaves the choice to `backends.choice`.
+Backend = Literal["auto", "torch", "onnxruntime"]
+BACKENDS: tuple[str, ...] = typing.get_args(Backend)
 
 
 class Networks(Protocol):
-    """The two networks of a model, ready for inference on one device."""
+    """The two networks of a model, ready for inference on one device.
+
+    Attributes:
+        name: The backend.
+        precision: ``fp32`` or ``fp16``: type of weights and features. Arguments and results are float32 in any case.
+        max_voxels: Room for voxels of one cloud; None if there is no limit.
+    """
 
     name: str
+    precision: str
+    max_voxels: int | None
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
         """(V, D) pillar features to (V, D)."""

@@ -15,6 +15,8 @@ class TorchNetworks:
     """Both networks of `model`, with all that inference can work out beforehand; `model` is left as it is."""
 
     name = "torch"
+    precision = "fp32"
+    max_voxels: int | None = None
 
     def __init__(self, model: DSVT) -> None:
         modules = inference_modules(model)

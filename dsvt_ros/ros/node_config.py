@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dsvt_ros.backends import Backend
 from dsvt_ros.config import DetectorConfig, flatten, leaves, option, with_overrides
 from dsvt_ros.errors import ConfigError
 
@@ -73,9 +74,7 @@ class NodeConfig:
 
     model: str = option("demo", help="name of an embedded model, or path of a model folder")
     weights: str = option("", help="weights file in place of the model's own: .safetensors or .pth")
-    backend: Literal["auto", "torch", "triton", "onnxruntime", "tensorrt"] = option(
-        "auto", help="who runs the networks; auto takes the fastest that works here"
-    )
+    backend: Backend = option("auto", help="who runs the networks; auto takes the fastest that works here")
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
     autostart: bool = option(True, help="configure and activate at once; false: wait for a lifecycle manager")
     qos: QosConfig = field(default_factory=QosConfig)

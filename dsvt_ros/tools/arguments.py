@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from dsvt_ros.backends import BACKENDS
 from dsvt_ros.config import parse_assignment
-from dsvt_ros.detector import BACKENDS, Detector
+from dsvt_ros.detector import Detector
 from dsvt_ros.model.folder import embedded_models
 
 

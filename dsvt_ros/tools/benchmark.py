@@ -21,7 +21,8 @@ from rich.progress import track
 from rich.table import Table
 
 from dsvt_ros import __version__
-from dsvt_ros.detector import BACKENDS, Detector
+from dsvt_ros.backends import BACKENDS
+from dsvt_ros.detector import Detector
 from dsvt_ros.errors import ConfigError, DataError
 from dsvt_ros.io.clouds import open_clouds, select_columns
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
@@ -134,7 +135,7 @@ def _measure(detector: Detector, clouds: list[NDArray[np.float32]], runs: int, c
     peak = torch.cuda.max_memory_allocated(detector.device) if cuda else 1024 * _peak_resident_kib()
     return {
         "backend": detector.backend,
-        "precision": "fp32",
+        "precision": detector.precision,
         "stage_ms": {stage: _round(np.median(values)) for stage, values in stages.items() if values},
         "total_ms": {f"p{q}": _round(np.percentile(totals, q)) for q in (50, 95, 99)},
         "peak_memory_mib": round(peak / 2**20),

@@ -1,0 +1,304 @@
+"""The exported networks in ONNX Runtime, on CPU or CUDA."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsvt_ros.capacity import pad_features, pad_partition
+from dsvt_ros.config import EngineConfig
+from dsvt_ros.errors import EngineError
+from dsvt_ros.export.folder import ExportOptions, export_networks, manifest_for, model_sha256, write_folder
+from dsvt_ros.export.manifest import MANIFEST, ExportedNetwork, Manifest, read_checked, read_manifest
+from dsvt_ros.export.networks import sparse_inputs
+from dsvt_ros.model.center_head import HeadMaps
+from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.model.folder import ModelFolder
+from dsvt_ros.structures import SetPartition
+
+_LOG = logging.getLogger(__name__)
+
+
+class OnnxRuntimeNetworks:
+    """Both networks of an exported model.
+
+    Results are new tensors on every call. On CUDA they are written in place by ONNX Runtime, whose work is done when a
+    call returns.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, manifest: Manifest, files: Mapping[str, bytes], device: torch.device, threads: int | None = None
+    ) -> None:
+        """Load.
+
+        Args:
+            manifest: What the files are.
+            files: Their contents by name.
+            device: CPU or CUDA device of all tensors.
+            threads: CPU threads; None takes as many as torch has.
+
+        Raises:
+            EngineError: ONNX Runtime is missing, has no provider for `device`, or refuses a file.
+        """
+        if set(manifest.networks) != {"sparse", "dense"}:
+            raise EngineError(
+                f"the export of {manifest.model} has the interface {manifest.interface}, which detects nothing by "
+                f"itself; export with the interface dsvt_ros"
+            )
+        self.precision = manifest.precision
+        self.max_voxels = manifest.capacity.voxels if manifest.capacity else None
+        self._capacity = manifest.capacity
+        self._sparse, self._dense = (
+            Session(manifest.networks[name], files[manifest.networks[name].file], device, threads)
+            for name in ("sparse", "dense")
+        )
+
+    def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
+        """(V, D) pillar features to (V, D).
+
+        Raises:
+            EngineError: There are more voxels than the networks have room for, or running fails.
+        """
+        count = len(features)
+        if count == 0:
+            return features
+        if self._capacity:
+            if count > self._capacity.voxels:
+                raise EngineError(
+                    f"{count} voxels, but the exported network has room for {self._capacity.voxels}; keep the nearest "
+                    f"or export with --voxels {count}"
+                )
+            features, partition = (
+                pad_features(features, self._capacity.voxels),
+                pad_partition(partition, self._capacity),
+            )
+        (output,) = self._sparse.run(sparse_inputs(features, partition))
+        return output[:count].float()
+
+    def dense(self, bev: Tensor) -> HeadMaps:
+        """(1, D, H, W) BEV map to the head's maps.
+
+        Raises:
+            EngineError: Running fails.
+        """
+        outputs = self._dense.run({"bev": bev})
+        maps = {spec.name: values.float() for spec, values in zip(self._dense.outputs, outputs, strict=True)}
+        return HeadMaps(
+            heatmap=maps["heatmap"],
+            center=maps["center"],
+            center_z=maps["center_z"],
+            dim=maps["dim"],
+            rot=maps["rot"],
+            iou=maps.get("iou"),
+        )
+
+
+class Session:
+    """One ONNX file in ONNX Runtime, run on torch tensors without copies."""
+
+    def __init__(self, network: ExportedNetwork, content: bytes, device: torch.device, threads: int | None) -> None:
+        ort = require_onnxruntime()
+        self.inputs, self.outputs = network.inputs, network.outputs
+        self._file, self._device, self._ort = network.file, device, ort
+        provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
+        if device.type == "cuda":
+            provider = ("CUDAExecutionProvider", {"device_id": device.index or 0})
+            if provider[0] not in ort.get_available_providers():
+                raise EngineError(
+                    f"onnxruntime {ort.__version__} has no CUDA provider (only "
+                    f"{', '.join(ort.get_available_providers())}): install onnxruntime-gpu, or use device cpu"
+                )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        try:
+            self._session = ort.InferenceSession(content, options, providers=[provider])
+        except Exception as error:  # its exceptions have no common base
+            raise EngineError(f"ONNX Runtime {ort.__version__} cannot load {network.file}: {error}") from None
+        # Where CUDA libraries are missing, ONNX Runtime goes on with the CPU.
+        if device.type == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            raise EngineError(
+                f"onnxruntime {ort.__version__} cannot use CUDA here: its CUDA or cuDNN libraries do not load"
+            )
+        for kind, found, expected in (
+            ("takes", self._session.get_inputs(), self.inputs),
+            ("gives", self._session.get_outputs(), self.outputs),
+        ):
+            names = [value.name for value in found]
+            if names != [spec.name for spec in expected]:
+                raise EngineError(
+                    f"{network.file} {kind} {', '.join(names)}; its manifest says "
+                    f"{', '.join(spec.name for spec in expected)}"
+                )
+
+    def run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Run on tensors by name; they are brought to the types of the file.
+
+        Raises:
+            EngineError: Running fails, such as for a tensor of the wrong shape.
+        """
+        ready = {
+            spec.name: tensors[spec.name].to(self._device, getattr(torch, spec.type)).contiguous()
+            for spec in self.inputs
+        }
+        try:
+            return self._run_cuda(ready) if self._device.type == "cuda" else self._run_cpu(ready)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime {self._ort.__version__} cannot run {self._file}: {error}") from error
+
+    def _run_cpu(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        outputs = self._session.run(None, {name: values.numpy() for name, values in tensors.items()})
+        return [torch.from_numpy(values) for values in outputs]
+
+    def _run_cuda(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        binding, index = self._session.io_binding(), self._device.index or 0
+        sizes = {
+            name: extent
+            for spec in self.inputs
+            for name, extent in zip(spec.shape, tensors[spec.name].shape, strict=True)
+            if isinstance(name, str)
+        }
+        results = [
+            torch.empty(
+                [sizes[extent] if isinstance(extent, str) else extent for extent in spec.shape],
+                dtype=getattr(torch, spec.type),
+                device=self._device,
+            )
+            for spec in self.outputs
+        ]
+        for bind, specs, values in (
+            (binding.bind_input, self.inputs, [tensors[spec.name] for spec in self.inputs]),
+            (binding.bind_output, self.outputs, results),
+        ):
+            for spec, tensor in zip(specs, values, strict=True):
+                bind(spec.name, "cuda", index, _numpy_type(spec.type), list(tensor.shape), tensor.data_ptr())
+        torch.cuda.current_stream(self._device).synchronize()  # ONNX Runtime has a stream of its own
+        self._session.run_with_iobinding(binding)
+        return results
+
+
+def load_networks(
+    network: DSVT, folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig
+) -> tuple[OnnxRuntimeNetworks, str]:
+    """The exported networks of a model folder, or, where it has none for these weights, such as the cache holds.
+
+    Args:
+        network: The model, for an export.
+        folder: Its folder.
+        weights: Weights file.
+        device: Where to run.
+        config: Threads and cache folder.
+
+    Returns:
+        The networks, and where they come from.
+
+    Raises:
+        EngineError: The folder's files are damaged or do not belong together, or the export fails.
+    """
+    require_onnxruntime()
+    threads = config.threads or None
+    model_hash, weights_hash = model_sha256(folder.model), hashlib.sha256(weights.read_bytes()).hexdigest()
+    if (folder.path / MANIFEST).is_file():
+        manifest = read_manifest(folder.path)
+        fits = manifest.interface == "dsvt_ros" and manifest.weights_sha256 == weights_hash
+        if fits and manifest.model_sha256 != model_hash:
+            raise EngineError(
+                f"{folder.path}: the model section of its model.yaml has changed since the export; export it again"
+            )
+        if fits:
+            files = read_networks(folder.path, manifest)
+            return OnnxRuntimeNetworks(manifest, files, device, threads), f"networks of {folder.path}"
+        _LOG.info("the networks in %s are of another interface or of other weights", folder.path)
+
+    options = ExportOptions()  # counts open: ONNX Runtime needs no padding
+    manifest, files, where = _from_cache(network, folder, options, model_hash, weights_hash, config)
+    return OnnxRuntimeNetworks(manifest, files, device, threads), f"networks of {where}"
+
+
+def require_onnxruntime() -> Any:
+    """The module onnxruntime.
+
+    Raises:
+        EngineError: It is missing.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise EngineError(
+            f"backend onnxruntime needs the package onnxruntime ({error}): pip install onnxruntime"
+        ) from None
+
+
+def read_networks(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+    """The ONNX files of a model folder, checked against its manifest.
+
+    Raises:
+        EngineError: One is missing or damaged.
+    """
+    return {network.file: read_checked(folder, manifest, network.file) for network in manifest.networks.values()}
+
+
+def _from_cache(
+    network: DSVT, folder: ModelFolder, options: ExportOptions, model_hash: str, weights_hash: str, config: EngineConfig
+) -> tuple[Manifest, dict[str, bytes], str]:
+    """Networks from the cache; exported first if they are missing or damaged."""
+    wanted = manifest_for(folder.model, options, {}, {}, weights_hash)
+    key = hashlib.sha256(wanted.to_json().encode()).hexdigest()[:20]
+    path = cache_folder(config) / "onnx" / f"{folder.model.name}-{key}"
+    try:
+        manifest = read_manifest(path)
+        return manifest, read_networks(path, manifest), str(path)
+    except EngineError as error:
+        if path.exists():
+            _LOG.warning("the cached export is exported again: %s", error)
+    _LOG.info("exporting %s for ONNX Runtime, once for these weights", folder.model.name)
+    networks, files = export_networks(network, options)
+    manifest = manifest_for(folder.model, options, networks, files, weights_hash)
+    try:
+        _publish(path, files, manifest)
+    except OSError as error:
+        _LOG.warning("cannot keep the export in %s (%s): the next start exports again", path, error)
+        return manifest, files, "this process"
+    return manifest, files, str(path)
+
+
+def _publish(path: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Write a cache entry so that nobody sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        write_folder(partial, files, manifest)
+        partial.chmod(0o755)
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            partial.rename(path)
+        except OSError:
+            if not (path / MANIFEST).is_file():  # else another process was faster, with the same files
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def cache_folder(config: EngineConfig) -> Path:
+    """Where derived files are kept: ``engine.cache_dir``, or the user's cache folder (XDG base directories)."""
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsvt_ros"
+
+
+def _numpy_type(name: str) -> Any:
+    import numpy as np
+
+    return np.dtype(name)
