@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Detector:
         self._encode = time("encode", encoder)
         self._partition = time("partition", partition_sets)
         self._sparse = time("sparse", self._networks.sparse)
-        self._scatter = time("scatter", scatter_bev)
+        self._scatter = time("scatter", partial(scatter_bev, channels_last=self._networks.channels_last))
         self._dense = time("dense", self._networks.dense)
         self._decode = time("decode", decode)
         self._suppress = time("nms", suppress)

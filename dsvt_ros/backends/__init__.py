@@ -23,11 +23,13 @@ class Networks(Protocol):
         name: The backend.
         precision: ``fp32`` or ``fp16``: type of weights and features. Arguments and results are float32 in any case.
         max_voxels: Room for voxels of one cloud; None if there is no limit.
+        channels_last: Memory order in which the dense network takes the BEV map without a copy.
     """
 
     name: str
     precision: str
     max_voxels: int | None
+    channels_last: bool
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
         """(V, D) pillar features to (V, D)."""

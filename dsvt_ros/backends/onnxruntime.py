@@ -37,6 +37,7 @@ class OnnxRuntimeNetworks:
     """
 
     name = "onnxruntime"
+    channels_last = False
 
     def __init__(
         self, manifest: Manifest, files: Mapping[str, bytes], device: torch.device, threads: int | None = None
@@ -123,6 +124,8 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = threads or torch.get_num_threads()
+        # Its threads would wait for the next call in a loop and take the cores from the stages that torch runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # its exceptions have no common base

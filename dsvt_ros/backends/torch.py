@@ -17,6 +17,7 @@ class TorchNetworks:
     name = "torch"
     precision = "fp32"
     max_voxels: int | None = None
+    channels_last = True
 
     def __init__(self, model: DSVT) -> None:
         modules = inference_modules(model)
