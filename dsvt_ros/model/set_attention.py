@@ -88,12 +88,17 @@ class SetAttention(nn.Module):
         """
         num_sets, set_size = indices.shape
         channels = self.out_proj.in_features
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        qk = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
-        qkv = torch.cat([qk, F.linear(x, weight[2 * channels :], bias[2 * channels :])], dim=1)
-        slots = qkv.index_select(0, indices.reshape(-1))
-        slots = slots.view(num_sets, set_size, 3, self.num_heads, channels // self.num_heads)
-        query, key, value = slots.permute(2, 0, 3, 1, 4).unbind(0)
+        voxel_of_slot = indices.reshape(-1)
+
+        def heads_in_slots(features: Tensor, part: int) -> Tensor:
+            """(S, H, L, D / H): part 0, 1 or 2 of the projection (query, key or value)."""
+            rows = slice(part * channels, (part + 1) * channels)
+            projected = F.linear(features, self.in_proj_weight[rows], self.in_proj_bias[rows])
+            slots = projected.index_select(0, voxel_of_slot)
+            return slots.view(num_sets, set_size, self.num_heads, -1).transpose(1, 2)
+
+        positioned = x + position
+        query, key, value = heads_in_slots(positioned, 0), heads_in_slots(positioned, 1), heads_in_slots(x, 2)
         # Written out: library attention plans anew for every number of sets, and no two clouds have the same.
         scale = (channels // self.num_heads) ** -0.5
         # The cast, and not an argument of softmax: exported, that would become a cast of the result.
