@@ -8,7 +8,8 @@ from typing import Any
 from dsvt_ros.backends import BACKENDS
 from dsvt_ros.config import parse_assignment
 from dsvt_ros.detector import Detector
-from dsvt_ros.model.folder import embedded_models
+from dsvt_ros.io.point_files import parse_columns
+from dsvt_ros.model.folder import embedded_models, open_model
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -41,3 +42,17 @@ def overrides_from(options: argparse.Namespace) -> dict[str, Any]:
 def load_detector(options: argparse.Namespace) -> Detector:
     """The detector that the options describe."""
     return Detector.load(options.model, options.weights, options.backend, options.device, overrides_from(options))
+
+
+def add_columns_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--columns``."""
+    parser.add_argument(
+        "--columns", help="columns of .npy and .bin files, such as x,y,z,intensity,ring (default: the model's)"
+    )
+
+
+def columns_from(options: argparse.Namespace) -> tuple[str, ...]:
+    """The columns of files that do not name theirs: ``--columns``, or those that the model takes."""
+    if options.columns:
+        return parse_columns(options.columns)
+    return open_model(options.model).model.feature_names

@@ -26,7 +26,7 @@ from dsvt_ros.detector import Detector
 from dsvt_ros.errors import ConfigError, DataError
 from dsvt_ros.io.clouds import open_clouds, select_columns
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
-from dsvt_ros.tools.arguments import add_model_options, overrides_from
+from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, overrides_from
 
 SCHEMA_VERSION = 1
 STAGES = ("preprocess", "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms")
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     clouds: list[NDArray[np.float32]] = []
     for backend in backends:
         detector = Detector.load(options.model, options.weights, backend, options.device, overrides_from(options))
-        clouds = _clouds(options.cloud, detector, options.columns)
+        clouds = _clouds(options.cloud, detector, columns_from(options))
         results.append(_measure(detector, clouds, options.runs, console))
     _print(console, results)
     content = {
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cloud", action="append", required=True, help=f"point file or bag; up to {MAX_CLOUDS} clouds are rotated"
     )
-    parser.add_argument("--columns", help="columns of .npy and .bin files")
+    add_columns_option(parser)
     add_model_options(parser)
     parser.add_argument("--backends", default="torch", help=f"comma-separated: {', '.join(BACKENDS)} (default: torch)")
     parser.add_argument("--runs", type=int, default=50, help="measured frames (default: %(default)s)")
@@ -97,13 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _clouds(paths: list[str], detector: Detector, columns: str | None) -> list[NDArray[np.float32]]:
+def _clouds(paths: list[str], detector: Detector, columns: tuple[str, ...]) -> list[NDArray[np.float32]]:
     """Up to `MAX_CLOUDS` clouds in the model's columns; several, so that caches do not flatter."""
-    names = tuple(columns.split(",")) if columns else None
     fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
     clouds: list[NDArray[np.float32]] = []
     for path in paths:
-        for scan in open_clouds(path, names):
+        for scan in open_clouds(path, columns):
             clouds.append(select_columns(scan, detector.model.feature_names, fill))
             if len(clouds) == MAX_CLOUDS:
                 return clouds

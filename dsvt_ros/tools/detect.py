@@ -17,7 +17,7 @@ from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
 from dsvt_ros.io.clouds import Scan, open_clouds, select_columns
 from dsvt_ros.structures import Boxes3D
-from dsvt_ros.tools.arguments import add_model_options, load_detector
+from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, load_detector
 
 SCHEMA_VERSION = 1
 
@@ -25,8 +25,7 @@ SCHEMA_VERSION = 1
 def main(argv: list[str]) -> int:
     """Detect objects in every cloud of every file; see ``dsvt detect --help``."""
     options = _parser().parse_args(argv)
-    columns = tuple(options.columns.split(",")) if options.columns else None
-    scans = _scans(options.clouds, columns, options.topic, options.max_frames)
+    scans = _scans(options.clouds, columns_from(options), options.topic, options.max_frames)
     detector = load_detector(options)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     frames = []
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsvt detect", description="Detect objects in point files and bags.")
     parser.add_argument("clouds", nargs="+", metavar="CLOUD", help=".npy, .bin, .pcd, .mcap, .db3 or a bag folder")
     add_model_options(parser)
-    parser.add_argument("--columns", help="columns of .npy and .bin files, such as x,y,z,intensity,ring")
+    add_columns_option(parser)
     parser.add_argument("--topic", help="topic of a bag that has several with clouds")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write boxes and stage times as JSON")
@@ -71,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _scans(
-    clouds: list[str], columns: tuple[str, ...] | None, topic: str | None, max_frames: int | None
-) -> Iterator[Scan]:
+def _scans(clouds: list[str], columns: tuple[str, ...], topic: str | None, max_frames: int | None) -> Iterator[Scan]:
     # Opened before the model loads, so that a wrong path is answered at once.
     opened = [open_clouds(path, columns, topic) for path in clouds]
 
