@@ -15,7 +15,7 @@ from dsvt_ros.errors import EngineError
 from dsvt_ros.model.bev_backbone import BevBackbone
 from dsvt_ros.model.center_head import HeadMaps, MergedHead
 from dsvt_ros.model.fold import InferenceModules
-from dsvt_ros.model.set_attention import SetAttentionBackbone
+from dsvt_ros.model.set_attention import InputLayer, SetAttentionBackbone
 from dsvt_ros.structures import SetPartition, WindowShift
 
 PARTITION_TENSORS = tuple(
@@ -204,6 +204,19 @@ def dense_specs(model: ModelConfig, modules: InferenceModules, float_type: str) 
     channels = {"heatmap" if name == "hm" else name: count for name, count in modules.head.channels.items()}
     outputs = [TensorSpec(name, float_type, (1, channels[name], rows, columns)) for name in MAPS if name in channels]
     return [TensorSpec("bev", float_type, (1, model.backbone_3d.channels, ny, nx))], outputs
+
+
+def release_inputs(input_layer: InputLayer, features: Tensor, partition: SetPartition) -> dict[str, Tensor]:
+    """Inputs of the published deployment by name; `input_layer` gives the position embeddings."""
+    blocks = len(input_layer.posembed_layers[0])  # type: ignore[arg-type]
+    inputs = {
+        "src": features,
+        "pos_embed_tensor": torch.stack([torch.stack(input_layer(block, partition)) for block in range(blocks)]),
+    }
+    for number, shift in enumerate(partition.shifts):
+        inputs[f"set_voxel_inds_tensor_shift_{number}"] = shift.set_indices
+        inputs[f"set_voxel_masks_tensor_shift_{number}"] = shift.set_mask
+    return inputs
 
 
 def release_specs(model: ModelConfig) -> Specs:

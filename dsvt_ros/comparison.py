@@ -1,0 +1,154 @@
+"""How far two runs of the same model are apart: tensor by tensor, and box by box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from dsvt_ros.config import ModelConfig, PostprocessConfig
+from dsvt_ros.model.center_head import HeadMaps
+from dsvt_ros.postprocess import decode, suppress
+
+
+@dataclass
+class TensorDifference:
+    """Differences of one tensor over several clouds.
+
+    Attributes:
+        max_error: Largest absolute difference; infinite where a value is not finite.
+        mean_error: Mean absolute difference.
+        cosine: Smallest cosine similarity over the clouds.
+    """
+
+    max_error: float = 0.0
+    mean_error: float = 0.0
+    cosine: float = 1.0
+    _count: int = field(default=0, repr=False)
+
+    def add(self, found: Tensor, expected: Tensor) -> None:
+        """Take another cloud into account; nothing happens for empty tensors."""
+        if not expected.numel():
+            return
+        found, expected = found.double().flatten(), expected.double().flatten()
+        error = (found - expected).abs()
+        largest = float(error.max()) if torch.isfinite(found).all() else math.inf
+        self.max_error = max(self.max_error, largest)
+        total = self._count + len(error)
+        self.mean_error += (float(error.mean()) - self.mean_error) * len(error) / total
+        self._count = total
+        norms = float(found.norm() * expected.norm())
+        cosine = float(found @ expected) / norms if norms else float(torch.equal(found, expected))
+        self.cosine = min(self.cosine, cosine) if math.isfinite(cosine) else -1.0
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """Boxes of one cloud.
+
+    Attributes:
+        boxes: (M, 7) boxes after suppression, in the model's frame.
+        scores: (M,) scores.
+        labels: (M,) classes.
+        settled: (M,) bool, False for boxes that a small change of a score removes: near the threshold, or near the cut
+            that leaves the best `max_candidates` peaks.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    settled: Tensor
+
+
+@dataclass
+class BoxDifference:
+    """Differences of boxes over several clouds; the largest ones are those of matched pairs.
+
+    Attributes:
+        expected: Settled boxes of the reference.
+        found: Settled boxes of the other run.
+        expected_matched: Of the former, those that the other run has too.
+        found_matched: Of the latter, those that the reference has too.
+        center_m: Largest distance of centres.
+        size_m: Largest difference of an extent.
+        yaw_rad: Largest difference of the heading.
+        score: Largest difference of the score.
+    """
+
+    expected: int = 0
+    found: int = 0
+    expected_matched: int = 0
+    found_matched: int = 0
+    center_m: float = 0.0
+    size_m: float = 0.0
+    yaw_rad: float = 0.0
+    score: float = 0.0
+
+    @property
+    def matched(self) -> float:
+        """The smaller share of matched boxes of both directions; 1 without boxes."""
+        shares = ((self.expected_matched, self.expected), (self.found_matched, self.found))
+        return min(matched / count if count else 1.0 for matched, count in shares)
+
+    def add(self, found: FoundBoxes, expected: FoundBoxes, center_m: float, score: float) -> None:
+        """Take another cloud into account: boxes match with the same label, `center_m` and `score` apart at most."""
+        for ours, theirs, is_expected in ((expected, found, True), (found, expected, False)):
+            rows = ours.settled.nonzero().squeeze(1)
+            matched = 0
+            if len(rows) and len(theirs.boxes):
+                distance = torch.cdist(ours.boxes[rows, :3].double(), theirs.boxes[:, :3].double())
+                change = (ours.scores[rows, None] - theirs.scores[None]).abs()
+                fits = (ours.labels[rows, None] == theirs.labels[None]) & (distance <= center_m) & (change <= score)
+                nearest = torch.where(fits, distance, torch.full_like(distance, math.inf)).argmin(1)
+                hit = fits.any(1)
+                matched = int(hit.sum())
+                self._measure(ours.boxes[rows][hit], theirs.boxes[nearest][hit])
+                self.score = max([self.score, *change[hit, nearest[hit]].tolist()])
+            if is_expected:
+                self.expected, self.expected_matched = self.expected + len(rows), self.expected_matched + matched
+            else:
+                self.found, self.found_matched = self.found + len(rows), self.found_matched + matched
+
+    def _measure(self, ours: Tensor, theirs: Tensor) -> None:
+        if not len(ours):
+            return
+        difference = (ours - theirs).double()
+        turn = torch.atan2(difference[:, 6].sin(), difference[:, 6].cos())
+        self.center_m = max(self.center_m, float(difference[:, :3].norm(dim=1).max()))
+        self.size_m = max(self.size_m, float(difference[:, 3:6].abs().max()))
+        self.yaw_rad = max(self.yaw_rad, float(turn.abs().max()))
+
+
+def boxes_from_maps(maps: HeadMaps, model: ModelConfig, config: PostprocessConfig, margin: float) -> FoundBoxes:
+    """Decode and suppress, and tell which boxes are settled.
+
+    Args:
+        maps: Maps of one cloud.
+        model: The model.
+        config: Threshold, candidates and suppression.
+        margin: Heatmap score that separates a settled box from the threshold and from the candidates' cut.
+    """
+    candidates = decode(maps, model, config)
+    # The threshold and the cut apply to the heatmap's score, which the rectifier changes afterwards.
+    peak = decode(maps, model, replace(config, iou_rectifier=())).scores
+    limit = config.score_threshold
+    if len(peak) == config.max_candidates:
+        limit = max(limit, float(peak.min()))
+    kept = suppress(candidates, model, config)
+    boxes, labels = kept.boxes[kept.keep], kept.labels[kept.keep]
+    same = (boxes[:, None] == candidates.boxes[None]).all(2) & (labels[:, None] == candidates.labels[None])
+    settled = peak[same.int().argmax(1)] > limit + margin if len(boxes) else labels.bool()
+    return FoundBoxes(boxes, kept.scores[kept.keep], labels, settled)
+
+
+def map_differences(
+    differences: dict[str, TensorDifference],
+    found: Iterable[tuple[str, Tensor]],
+    expected: Iterable[tuple[str, Tensor]],
+) -> None:
+    """Add named tensors of a cloud to their differences."""
+    for (name, ours), (_, theirs) in zip(found, expected, strict=True):
+        differences.setdefault(name, TensorDifference()).add(ours, theirs)

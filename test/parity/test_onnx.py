@@ -1,0 +1,82 @@
+"""The exported networks of the published architecture against torch, in ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session
+from dsvt_ros.backends.torch import TorchNetworks
+from dsvt_ros.bev import scatter_bev
+from dsvt_ros.export.folder import ExportOptions, export_networks, manifest_for
+from dsvt_ros.export.manifest import ExportedNetwork
+from dsvt_ros.export.networks import SparseNetwork, decompose_layer_norms, sparse_inputs, sparse_specs, to_half
+from dsvt_ros.export.onnx_file import export_onnx
+from dsvt_ros.model.checkpoint import load_weights
+from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.model.fold import inference_modules
+from dsvt_ros.model.folder import open_model
+from dsvt_ros.set_partition import partition_sets
+from dsvt_ros.voxelization import voxelize
+
+
+@pytest.fixture(scope="module")
+def network(waymo_weights):
+    network = DSVT(open_model("waymo_pillar").model)
+    load_weights(network, waymo_weights, "recipe")
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def stages(network, waymo_points):
+    """Inputs and outputs of both networks in torch, for a small part of the cloud."""
+    model, networks = network.config, TorchNetworks(network)
+    with torch.inference_mode():
+        voxels = voxelize(torch.as_tensor(waymo_points[::6]), model)
+        features = network.vfe(voxels)
+        partition = partition_sets(voxels.coords, model.grid_size, model.backbone_3d)
+        output = networks.sparse(features, partition)
+        maps = networks.dense(scatter_bev(output, voxels.coords, model.grid_size, 1))
+    return voxels, features, partition, output, maps
+
+
+def run(network, stages, options):
+    """The same in ONNX Runtime, each network fed by the one before."""
+    voxels, features, partition, _, _ = stages
+    exported, files = export_networks(network, options)
+    manifest = manifest_for(network.config, options, exported, files, "")
+    networks = OnnxRuntimeNetworks(manifest, files, torch.device("cpu"))
+    with torch.inference_mode():
+        output = networks.sparse(features, partition)
+        bev = scatter_bev(output, voxels.coords, network.config.grid_size, 1, channels_last=False)
+        return output, networks.dense(bev)
+
+
+@pytest.fixture(scope="module")
+def fp32(network, stages):
+    return run(network, stages, ExportOptions(voxels=2048))
+
+
+def test_sparse_network(fp32, stages):
+    np.testing.assert_allclose(fp32[0].numpy(), stages[3].numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["heatmap", "center", "center_z", "dim", "rot", "iou"])
+def test_dense_network(fp32, stages, name):
+    np.testing.assert_allclose(getattr(fp32[1], name).numpy(), getattr(stages[4], name).numpy(), rtol=0, atol=1e-4)
+
+
+def test_half_precision_of_the_sparse_network(network, stages):
+    """A rounding of every activation to 11 bits, but no more: the output's standard deviation is about 1."""
+    _, features, partition, expected, _ = stages
+    backbone = inference_modules(network).backbone_3d
+    decompose_layer_norms(backbone)
+    to_half(backbone)
+    inputs, outputs = sparse_specs(network.config, None, "float16")
+    content = export_onnx(SparseNetwork(backbone).eval(), inputs, outputs, 17, "sparse")
+    described = ExportedNetwork("sparse.onnx", tuple(inputs), tuple(outputs))
+    (found,) = Session(described, content, torch.device("cpu"), None).run(sparse_inputs(features, partition))
+    error = (found.float() - expected).abs()
+    assert float(error.max()) < 0.03
+    assert float(error.mean()) < 2e-3
