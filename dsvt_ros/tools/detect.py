@@ -116,8 +116,9 @@ def _print_frame(console: Console, frame: dict[str, Any]) -> None:
     if not frame["detections"]:
         return
     table = Table()
-    for name in ("class", "score", "x", "y", "z", "length", "width", "height", "yaw"):
-        table.add_column(name, justify="left" if name == "class" else "right")
+    table.add_column("class", no_wrap=True, min_width=max(len(found["class"]) for found in frame["detections"]))
+    for name in ("score", "x", "y", "z", "length", "width", "height", "yaw"):
+        table.add_column(name, justify="right")
     for found in frame["detections"]:
         numbers = [*found["center"], *found["size"], found["yaw"]]
         table.add_row(found["class"], f"{found['score']:.2f}", *(f"{value:.2f}" for value in numbers))
