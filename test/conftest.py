@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsvt_ros.host_threads import wait_without_spinning
+from dsvt_ros.host_threads import spin_briefly
 
-wait_without_spinning()
+spin_briefly()
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -36,7 +36,7 @@ from visualization_msgs.msg import MarkerArray
 from dsvt_ros.config import DetectorConfig, flatten, leaves
 from dsvt_ros.errors import ConfigError, DsvtError, PointCloudError
 from dsvt_ros.host_memory import keep_freed_memory
-from dsvt_ros.host_threads import wait_without_spinning
+from dsvt_ros.host_threads import spin_briefly
 from dsvt_ros.io.pointcloud2 import match_column, points_from_msg
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.ros import parameters
@@ -408,7 +408,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "dsvt-detector --ros-args --params-file FILE -p NAME:=VALUE -r FROM:=TO",
     )
     keep_freed_memory()  # before the worker's thread gets an arena of its own
-    wait_without_spinning()
+    spin_briefly()
     transport = use_large_sockets(os.environ)
     node: DetectorNode | None = None
     exit_code, stopped = 0, True

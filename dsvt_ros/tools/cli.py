@@ -7,7 +7,7 @@ import sys
 
 from dsvt_ros import __version__
 from dsvt_ros.errors import DsvtError
-from dsvt_ros.host_threads import wait_without_spinning
+from dsvt_ros.host_threads import spin_briefly
 
 # Command to what it does; each is a module of this package with `main(argv) -> exit status`.
 COMMANDS = {
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"dsvt: no command {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2
-    wait_without_spinning()
+    spin_briefly()
     module = importlib.import_module(f"dsvt_ros.tools.{command}")
     try:
         status: int = module.main(rest)
