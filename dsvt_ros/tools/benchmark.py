@@ -143,7 +143,7 @@ def _measure(detector: Detector, clouds: list[NDArray[np.float32]], runs: int, c
 
 
 def _conversion_ms(detector: Detector, runs: int) -> dict[str, Any]:
-    """Time to read the model's columns from a PointCloud2 as a Velodyne driver lays it out."""
+    """Time to read the columns of the model from a PointCloud2 with six float32 fields."""
     names = ("x", "y", "z", "intensity", "ring", "time")
     rows = np.random.default_rng(0).uniform(-50, 50, (CONVERTED_POINTS, len(names))).astype(np.float32)
     parts = cloud_parts_from_points(rows, names)
