@@ -14,7 +14,7 @@ from dsvt_ros.structures import Boxes3D
 MIN_POINTS = 20
 """An object with at least so many points must be found."""
 
-IGNORED_POINTS = 1
+IGNORED_POINTS = 5
 """An object with fewer points than `MIN_POINTS` but at least so many may be found: a box on it is not false."""
 
 MAX_DISTANCE_M = {"pedestrian": 0.6}

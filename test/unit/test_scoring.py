@@ -47,8 +47,8 @@ def test_object_matches_once():
 def test_few_points_count_neither_way():
     truth = objects((0, 10, 0, 1), (0, 20, 0, 1), (0, 30, 0, 1), (0, 60, 0, 1))
     boxes = objects((0, 10, 0, 0.9), (0, 20, 0, 0.9), (0, 30, 0, 0.9), (0, 60, 0, 0.9))
-    # 19 points: neither. An object without points cannot be seen: a box there is false. Beyond the range: neither.
-    assert counts(boxes, truth, [20, 19, 0, 500]) == (1, 1, 1)
+    # 19 points: neither. 4 points: a box there is false. Beyond the range: neither.
+    assert counts(boxes, truth, [20, 19, 4, 500]) == (1, 1, 1)
 
 
 def test_nothing():
