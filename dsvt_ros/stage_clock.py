@@ -24,6 +24,10 @@ class StageClock:
         self.timing_ms: dict[str, float] = {}
         self._device = device
 
+    def restart(self) -> None:
+        """Forget the times of the cloud before."""
+        self.timing_ms = {}
+
     def time(self, stage: str, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, timed as `stage` while the clock is enabled."""
 

@@ -52,6 +52,13 @@ def test_boxes_have_the_documented_form(detector, points):
     }  # fmt: skip
 
 
+def test_times_are_those_of_the_last_cloud(detector, points):
+    detector.detect(points)
+    assert "dense" in detector.timing_ms
+    detector.detect(points[:0])
+    assert set(detector.timing_ms) == {"preprocess", "voxelize"}
+
+
 def test_same_cloud_same_bytes(detector, points):
     first, second = detector.detect(points), detector.detect(points)
     assert first.boxes.tobytes() == second.boxes.tobytes()
