@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from dsvt_ros.config import ModelConfig
-from dsvt_ros.structures import SetPartition, Voxels, WindowShift
+from dsvt_ros.structures import SetPartition, Voxels
 
 
 @dataclass(frozen=True)
@@ -59,34 +57,23 @@ def default_voxels(model: ModelConfig) -> int:
     return voxels // 1024 * 1024 or voxels
 
 
-def pad_features(features: Tensor, voxels: int) -> Tensor:
-    """(V, D) features to (`voxels`, D), with zeros."""
-    return F.pad(features, (0, 0, 0, voxels - len(features)))
-
-
-def pad_partition(partition: SetPartition, capacity: Capacity) -> SetPartition:
-    """The same sets in tensors of fixed size and with int32 indices, as exported networks take them.
+def write_padded(source: SetPartition, target: SetPartition) -> None:
+    """Copy a partition into tensors of a network's capacity, whose integers may be of another type.
 
     Padded sets hold voxel 0 in every slot, the first one unmasked, so that their softmax is defined. Padded voxels read
     slot 0, and nobody reads them.
     """
-    first, second = (
-        _pad_shift(shift, capacity.voxels, sets) for shift, sets in zip(partition.shifts, capacity.sets, strict=True)
-    )
-    return SetPartition((first, second))
-
-
-def _pad_shift(shift: WindowShift, voxels: int, sets: int) -> WindowShift:
-    more_sets = sets - shift.set_indices.shape[1]
-    more_voxels = voxels - shift.slot_of_voxel.shape[1]
-    mask = F.pad(shift.set_mask, (0, 0, 0, more_sets), value=True)
-    mask[:, sets - more_sets :, 0] = False
-    return WindowShift(
-        set_indices=F.pad(shift.set_indices.int(), (0, 0, 0, more_sets)),
-        set_mask=mask,
-        slot_of_voxel=F.pad(shift.slot_of_voxel.int(), (0, more_voxels)),
-        cell_of_voxel=F.pad(shift.cell_of_voxel.int(), (0, more_voxels)),
-    )
+    for shift, room in zip(source.shifts, target.shifts, strict=True):
+        sets, voxels = shift.set_indices.shape[1], len(shift.cell_of_voxel)
+        room.set_indices[:, :sets].copy_(shift.set_indices)
+        room.set_indices[:, sets:].zero_()
+        room.set_mask[:, :sets].copy_(shift.set_mask)
+        room.set_mask[:, sets:].fill_(True)
+        room.set_mask[:, sets:, 0].fill_(False)
+        room.slot_of_voxel[:, :voxels].copy_(shift.slot_of_voxel)
+        room.slot_of_voxel[:, voxels:].zero_()
+        room.cell_of_voxel[:voxels].copy_(shift.cell_of_voxel)
+        room.cell_of_voxel[voxels:].zero_()
 
 
 def keep_nearest(voxels: Voxels, model: ModelConfig, limit: int) -> Voxels:

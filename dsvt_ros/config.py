@@ -231,14 +231,58 @@ class PostprocessConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """For how many voxels TensorRT engines are built."""
+
+    voxels: tuple[int, ...] = option(
+        (),
+        help="room for voxels of each engine: a cloud takes the smallest that fits, or loses its farthest voxels; "
+        "empty: one engine for 3/16 of the grid's columns",
+        minimum=1,
+    )
+    dynamic: bool = option(
+        False,
+        help="one engine for any number from the first to the last of three voxel counts (minimum, optimum, maximum) "
+        "in place of one for each; slower",
+    )
+
+    def __post_init__(self) -> None:
+        if list(self.voxels) != sorted(set(self.voxels)):
+            raise ConfigError(f"engine.profile.voxels must increase, got {', '.join(map(str, self.voxels))}")
+        if self.dynamic and len(self.voxels) != 3:
+            raise ConfigError(
+                f"engine.profile.dynamic needs three numbers of voxels (minimum, optimum, maximum), "
+                f"got {len(self.voxels)}"
+            )
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """How backends other than torch run the networks."""
 
     cache_dir: str = option(
         "",
-        help="folder for exported networks; empty: dsvt_ros in the user's cache folder (~/.cache)",
+        help="folder for exported networks and engines; empty: dsvt_ros in the user's cache folder (~/.cache)",
     )
     threads: int = option(0, help="CPU threads of ONNX Runtime; 0: as many as torch has", minimum=0, maximum=1024)
+    sparse_path: str = option("", help="TensorRT engine of the sparse network to use as it is; empty: from the cache")
+    dense_path: str = option("", help="TensorRT engine of the dense network to use as it is; empty: from the cache")
+    precision: Literal["fp16", "fp32"] = option("fp16", help="type of weights and features in TensorRT engines")
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    workspace_mib: int = option(
+        0, help="GPU memory that building an engine may use, MiB; 0: half of what is free", minimum=0, maximum=1 << 20
+    )
+    optimization_level: int = option(
+        3, help="effort of building an engine, from 0 (quick) to 5; TensorRT 8.6 and later", minimum=0, maximum=5
+    )
+    tactic_sources: tuple[str, ...] = option(
+        (),
+        help="libraries that TensorRT may take kernels from, such as cublas, cublas_lt, edge_mask_convolutions; "
+        "empty: its own choice",
+    )
+    check_outputs: bool = option(
+        False, help="fill the outputs of TensorRT engines with NaN before each run and refuse results that hold any"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,18 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsvt_ros.capacity import pad_features, pad_partition
+from dsvt_ros.capacity import write_padded
 from dsvt_ros.config import EngineConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.export.folder import ExportOptions, export_networks, manifest_for, model_sha256, write_folder
-from dsvt_ros.export.manifest import MANIFEST, ExportedNetwork, Manifest, read_checked, read_manifest
-from dsvt_ros.export.networks import sparse_inputs
+from dsvt_ros.export.cache import exported_model
+from dsvt_ros.export.folder import ExportOptions
+from dsvt_ros.export.manifest import ExportedNetwork, Manifest
+from dsvt_ros.export.networks import PARTITION_TENSORS, partition_from_tensors, sparse_inputs, tensors_for
 from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import ModelFolder
 from dsvt_ros.structures import SetPartition
-
-_LOG = logging.getLogger(__name__)
 
 
 class OnnxRuntimeNetworks:
@@ -60,11 +54,11 @@ class OnnxRuntimeNetworks:
             )
         self.precision = manifest.precision
         self.max_voxels = manifest.capacity.voxels if manifest.capacity else None
-        self._capacity = manifest.capacity
         self._sparse, self._dense = (
             Session(manifest.networks[name], files[manifest.networks[name].file], device, threads)
             for name in ("sparse", "dense")
         )
+        self._room = tensors_for(self._sparse.inputs, device) if manifest.capacity else {}
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
         """(V, D) pillar features to (V, D).
@@ -75,17 +69,15 @@ class OnnxRuntimeNetworks:
         count = len(features)
         if count == 0:
             return features
-        if self._capacity:
-            if count > self._capacity.voxels:
+        if self._room:
+            if count > len(self._room["voxel_features"]):
                 raise EngineError(
-                    f"{count} voxels, but the exported network has room for {self._capacity.voxels}; keep the nearest "
+                    f"{count} voxels, but the exported network has room for {self.max_voxels}; keep the nearest "
                     f"or export with --voxels {count}"
                 )
-            features, partition = (
-                pad_features(features, self._capacity.voxels),
-                pad_partition(partition, self._capacity),
-            )
-        (output,) = self._sparse.run(sparse_inputs(features, partition))
+            self._room["voxel_features"][:count] = features
+            write_padded(partition, partition_from_tensors(self._room[name] for name in PARTITION_TENSORS))
+        (output,) = self._sparse.run(self._room or sparse_inputs(features, partition))
         return output[:count].float()
 
     def dense(self, bev: Tensor) -> HeadMaps:
@@ -211,23 +203,10 @@ def load_networks(
         EngineError: The folder's files are damaged or do not belong together, or the export fails.
     """
     require_onnxruntime()
-    threads = config.threads or None
-    model_hash, weights_hash = model_sha256(folder.model), hashlib.sha256(weights.read_bytes()).hexdigest()
-    if (folder.path / MANIFEST).is_file():
-        manifest = read_manifest(folder.path)
-        fits = manifest.interface == "dsvt_ros" and manifest.weights_sha256 == weights_hash
-        if fits and manifest.model_sha256 != model_hash:
-            raise EngineError(
-                f"{folder.path}: the model section of its model.yaml has changed since the export; export it again"
-            )
-        if fits:
-            files = read_networks(folder.path, manifest)
-            return OnnxRuntimeNetworks(manifest, files, device, threads), f"networks of {folder.path}"
-        _LOG.info("the networks in %s are of another interface or of other weights", folder.path)
-
-    options = ExportOptions()  # counts open: ONNX Runtime needs no padding
-    manifest, files, where = _from_cache(network, folder, options, model_hash, weights_hash, config)
-    return OnnxRuntimeNetworks(manifest, files, device, threads), f"networks of {where}"
+    # Counts are left open: ONNX Runtime needs no padding.
+    exported = exported_model(network, folder, weights, ExportOptions(), config)
+    networks = OnnxRuntimeNetworks(exported.manifest, exported.files, device, config.threads or None)
+    return networks, f"networks of {exported.where}"
 
 
 def require_onnxruntime() -> Any:
@@ -242,63 +221,6 @@ def require_onnxruntime() -> Any:
         raise EngineError(
             f"backend onnxruntime needs the package onnxruntime ({error}): pip install onnxruntime"
         ) from None
-
-
-def read_networks(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """The ONNX files of a model folder, checked against its manifest.
-
-    Raises:
-        EngineError: One is missing or damaged.
-    """
-    return {network.file: read_checked(folder, manifest, network.file) for network in manifest.networks.values()}
-
-
-def _from_cache(
-    network: DSVT, folder: ModelFolder, options: ExportOptions, model_hash: str, weights_hash: str, config: EngineConfig
-) -> tuple[Manifest, dict[str, bytes], str]:
-    """Networks from the cache; exported first if they are missing or damaged."""
-    wanted = manifest_for(folder.model, options, {}, {}, weights_hash)
-    key = hashlib.sha256(wanted.to_json().encode()).hexdigest()[:20]
-    path = cache_folder(config) / "onnx" / f"{folder.model.name}-{key}"
-    try:
-        manifest = read_manifest(path)
-        return manifest, read_networks(path, manifest), str(path)
-    except EngineError as error:
-        if path.exists():
-            _LOG.warning("the cached export is exported again: %s", error)
-    _LOG.info("exporting %s for ONNX Runtime, once for these weights", folder.model.name)
-    networks, files = export_networks(network, options)
-    manifest = manifest_for(folder.model, options, networks, files, weights_hash)
-    try:
-        _publish(path, files, manifest)
-    except OSError as error:
-        _LOG.warning("cannot keep the export in %s (%s): the next start exports again", path, error)
-        return manifest, files, "this process"
-    return manifest, files, str(path)
-
-
-def _publish(path: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
-    """Write a cache entry so that nobody sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        write_folder(partial, files, manifest)
-        partial.chmod(0o755)
-        shutil.rmtree(path, ignore_errors=True)
-        try:
-            partial.rename(path)
-        except OSError:
-            if not (path / MANIFEST).is_file():  # else another process was faster, with the same files
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def cache_folder(config: EngineConfig) -> Path:
-    """Where derived files are kept: ``engine.cache_dir``, or the user's cache folder (XDG base directories)."""
-    if config.cache_dir:
-        return Path(config.cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsvt_ros"
 
 
 def _numpy_type(name: str) -> Any:

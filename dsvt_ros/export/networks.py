@@ -170,6 +170,14 @@ def partition_from_tensors(tensors: Iterable[Tensor]) -> SetPartition:
     return SetPartition((WindowShift(*values[:half]), WindowShift(*values[half:])))
 
 
+def tensors_for(specs: Iterable[TensorSpec], device: torch.device) -> dict[str, Tensor]:
+    """Zeros of the types and shapes that `specs` describe, by name; all extents must be numbers."""
+    return {
+        spec.name: torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.type), device=device)
+        for spec in specs
+    }
+
+
 def sparse_inputs(features: Tensor, partition: SetPartition) -> dict[str, Tensor]:
     """Inputs of the exported sparse network by name, with int32 indices."""
     inputs = {"voxel_features": features}

@@ -18,12 +18,13 @@ from rich.table import Table
 from torch import Tensor
 
 from dsvt_ros.backends import Networks
-from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session, read_networks, require_onnxruntime
+from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session, require_onnxruntime
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.comparison import BoxDifference, TensorDifference, boxes_from_maps, map_differences
 from dsvt_ros.config import parse_assignment, with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, DataError, EngineError, ModelError
+from dsvt_ros.export.cache import read_networks
 from dsvt_ros.export.manifest import Manifest, read_manifest
 from dsvt_ros.export.networks import MAPS, release_inputs
 from dsvt_ros.io.clouds import open_clouds, select_columns

@@ -12,10 +12,11 @@ import torch
 import yaml
 from tiny import tiny_points, write_tiny_model
 
-import dsvt_ros.backends.onnxruntime as backend
+import dsvt_ros.export.cache as export_cache
 from dsvt_ros import Detector
-from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, read_networks
+from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks
 from dsvt_ros.errors import ConfigError, EngineError
+from dsvt_ros.export.cache import read_networks
 from dsvt_ros.export.folder import ExportOptions, export_folder
 from dsvt_ros.export.manifest import read_manifest
 from dsvt_ros.model.folder import open_model
@@ -40,13 +41,13 @@ def export_once():
     """The same network is exported only once here."""
     done = {}
 
-    def export(network, options, real=backend.export_networks):
+    def export(network, options, real=export_cache.export_networks):
         key = float(sum(parameter.sum() for parameter in network.parameters())), options
         if key not in done:
             done[key] = real(network, options)
         return done[key]
 
-    with mock.patch.object(backend, "export_networks", export):
+    with mock.patch.object(export_cache, "export_networks", export):
         yield
 
 

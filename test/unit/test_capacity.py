@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dsvt_ros.capacity import Capacity, capacity_for, default_voxels, keep_nearest, pad_features, pad_partition
+from dsvt_ros.capacity import Capacity, capacity_for, default_voxels, keep_nearest, write_padded
+from dsvt_ros.export.networks import PARTITION_TENSORS, partition_from_tensors, sparse_specs, tensors_for
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.model.set_attention import SetAttentionBackbone
 from dsvt_ros.set_partition import partition_sets
@@ -23,6 +24,16 @@ def voxels_of(model, count, seed=0):
     low, high = model.point_cloud_range[:3], model.point_cloud_range[3:]
     xyz = rng.uniform(low, high, (count, 3))
     return voxelize(torch.as_tensor(np.concatenate([xyz, np.zeros((count, 1))], 1), dtype=torch.float32), model)
+
+
+def padded_to(partition, model, capacity):
+    """A copy of `partition` in tensors that held something else before."""
+    room = tensors_for(sparse_specs(model, capacity, "float32")[0], torch.device("cpu"))
+    for values in room.values():
+        values.fill_(1)
+    target = partition_from_tensors(room[name] for name in PARTITION_TENSORS)
+    write_padded(partition, target)
+    return target
 
 
 def test_sets_of_the_published_grid():
@@ -70,7 +81,8 @@ def test_padding_changes_no_voxel(demo):
     capacity = capacity_for(demo, 400)
     with torch.inference_mode():
         expected = backbone(features, partition)
-        padded = backbone(pad_features(features, 400), pad_partition(partition, capacity))
+        more = torch.cat([features, torch.zeros(400 - len(features), 64)])
+        padded = backbone(more, padded_to(partition, demo, capacity))
     assert padded.shape == (400, 64)
     assert torch.isfinite(padded).all()
     torch.testing.assert_close(padded[: len(voxels)], expected, rtol=0, atol=1e-5)
@@ -80,9 +92,8 @@ def test_padded_tensors(demo):
     voxels = voxels_of(demo, 50)
     partition = partition_sets(voxels.coords, demo.grid_size, demo.backbone_3d)
     capacity = capacity_for(demo, 64)
-    for before, after, sets in zip(
-        partition.shifts, pad_partition(partition, capacity).shifts, capacity.sets, strict=True
-    ):
+    padded = padded_to(partition, demo, capacity)
+    for before, after, sets in zip(partition.shifts, padded.shifts, capacity.sets, strict=True):
         assert after.set_indices.shape == after.set_mask.shape == (2, sets, 36)
         assert after.slot_of_voxel.shape == (2, 64)
         assert after.cell_of_voxel.shape == (64,)
@@ -91,13 +102,16 @@ def test_padded_tensors(demo):
         assert torch.equal(after.set_mask[:, :count], before.set_mask)
         assert not after.set_mask[:, :, 0].any()
         assert after.set_mask[:, count:, 1:].all()
+        assert not after.set_indices[:, count:].any()
+        assert not after.slot_of_voxel[:, len(voxels) :].any()
+        assert not after.cell_of_voxel[len(voxels) :].any()
 
 
 def test_full_capacity_needs_no_padding(demo):
     voxels = voxels_of(demo, 50)
     partition = partition_sets(voxels.coords, demo.grid_size, demo.backbone_3d)
     counts = [shift.set_indices.shape[1] for shift in partition.shifts]
-    same = pad_partition(partition, Capacity(len(voxels), (counts[0], counts[1])))
+    same = padded_to(partition, demo, Capacity(len(voxels), (counts[0], counts[1])))
     assert torch.equal(same.shifts[0].set_mask, partition.shifts[0].set_mask)
     assert torch.equal(same.shifts[1].set_indices.long(), partition.shifts[1].set_indices)
 
