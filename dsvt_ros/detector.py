@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dsvt_ros.backends import BACKENDS, Networks
+from dsvt_ros.backends import BACKENDS, Networks, Progress, no_progress
 from dsvt_ros.backends.choice import open_networks
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.bev import scatter_bev
@@ -104,15 +104,17 @@ class Detector:
         backend: str = "auto",
         device: str = "auto",
         overrides: Mapping[str, Any] | None = None,
+        progress: Progress = no_progress,
     ) -> Detector:
         """Load a model and make it ready to detect.
 
         Args:
             model: Name of an embedded model, a model folder or its ``model.yaml``.
             weights: Weights file (``.safetensors`` or a pcdet ``.pth``); None takes the model folder's own.
-            backend: ``auto``, ``torch`` or ``onnxruntime``.
+            backend: ``auto``, ``torch``, ``onnxruntime`` or ``tensorrt``.
             device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             overrides: Dotted keys of `DetectorConfig`, such as ``{"postprocess.score_threshold": 0.3}``.
+            progress: Told how long preparations go on, such as building engines; may raise to stop them.
 
         Raises:
             ConfigError: An option is unknown or impossible.
@@ -134,7 +136,9 @@ class Detector:
         load_weights(network, read_weights(source), str(source))
         chosen = choose_device(device)
         network = network.to(chosen).eval().requires_grad_(False)
-        networks, reason = open_networks(backend, network, folder, Path(source), chosen, config.engine)
+        networks, reason = open_networks(
+            backend, network, folder, Path(source), chosen, config.engine, progress
+        )
         return cls(network, config, chosen, networks, reason)
 
     def detect(

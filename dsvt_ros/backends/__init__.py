@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -12,8 +13,15 @@ if TYPE_CHECKING:
     from dsvt_ros.structures import SetPartition
 
 # The one list of what a user may ask for; `auto` leaves the choice to `backends.choice`.
-Backend = Literal["auto", "torch", "onnxruntime"]
+Backend = Literal["auto", "torch", "onnxruntime", "tensorrt"]
 BACKENDS: tuple[str, ...] = typing.get_args(Backend)
+
+# Told what is being done that takes time and, where it is known, which share of it is done; may raise to stop it.
+Progress = Callable[[str, "float | None"], None]
+
+
+def no_progress(text: str, fraction: float | None) -> None:
+    """For those who do not watch."""
 
 
 class Networks(Protocol):
@@ -21,7 +29,7 @@ class Networks(Protocol):
 
     Attributes:
         name: The backend.
-        precision: ``fp32`` or ``fp16``: type of weights and features. Arguments and results are float32 in any case.
+        precision: ``fp32`` or ``fp16``: type of weights and features.
         max_voxels: Room for voxels of one cloud; None if there is no limit.
         channels_last: Memory order in which the dense network takes the BEV map without a copy.
     """
@@ -32,9 +40,9 @@ class Networks(Protocol):
     channels_last: bool
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
-        """(V, D) pillar features to (V, D)."""
+        """(V, D) float32 pillar features to (V, D), of float32 or of the networks' own type."""
         ...
 
     def dense(self, bev: Tensor) -> HeadMaps:
-        """(B, D, H, W) BEV map to the head's maps."""
+        """(B, D, H, W) BEV map, of the type that `sparse` gives, to the head's maps in float32."""
         ...

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dsvt_ros.backends import BACKENDS, Networks
+from dsvt_ros.backends import BACKENDS, Networks, Progress, no_progress
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.config import EngineConfig
-from dsvt_ros.errors import ConfigError
+from dsvt_ros.errors import ConfigError, EngineError
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import ModelFolder
 
@@ -18,7 +18,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def open_networks(
-    backend: str, network: DSVT, folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig
+    backend: str,
+    network: DSVT,
+    folder: ModelFolder,
+    weights: Path,
+    device: torch.device,
+    config: EngineConfig,
+    progress: Progress = no_progress,
 ) -> tuple[Networks, str]:
     """Make both networks of a model ready.
 
@@ -29,6 +35,7 @@ def open_networks(
         weights: The weights file.
         device: Where to run.
         config: Options of the backends.
+        progress: Told how long preparations go on; may raise to stop them.
 
     Returns:
         The networks, and why they were chosen.
@@ -39,17 +46,41 @@ def open_networks(
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    asked_for = "asked for"
+    if backend == "auto":
+        backend, asked_for = _choose(folder, weights, device, config)
     networks: Networks
     if backend == "onnxruntime":
-        from dsvt_ros.backends.onnxruntime import load_networks
+        from dsvt_ros.backends.onnxruntime import load_networks as load_onnxruntime
 
-        networks, reason = load_networks(network, folder, weights, device, config)
+        networks, origin = load_onnxruntime(network, folder, weights, device, config)
+    elif backend == "tensorrt":
+        from dsvt_ros.backends.tensorrt.load import Source
+        from dsvt_ros.backends.tensorrt.load import load_networks as load_tensorrt
+
+        networks, origin = load_tensorrt(Source(network, folder, weights, device, config), progress)
     else:
-        networks = TorchNetworks(network)
-        reason = "asked for"
-        if backend == "auto":
-            # Measured on two CPU cores with the demo model: ONNX Runtime takes a tenth less or more, by how the threads
-            # of OpenMP wait, and has to be exported to first.
-            reason = "chosen by auto: needs no export, and nothing else here is much faster"
+        networks, origin = TorchNetworks(network), ""
+    reason = f"{asked_for}; {origin}" if origin else asked_for
     _LOG.info("backend %s (%s, %s): %s", networks.name, networks.precision, device, reason)
     return networks, reason
+
+
+def _choose(folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig) -> tuple[str, str]:
+    """The backend for ``auto``, and why: the fastest one that is ready, for building engines takes minutes."""
+    if device.type != "cuda":
+        # Measured on two CPU cores with the demo model: ONNX Runtime takes a tenth less or more, by how the threads of
+        # OpenMP wait, and has to be exported to first.
+        return "torch", "chosen by auto: needs no export, and nothing else here is much faster"
+    from dsvt_ros.backends.tensorrt.load import engines_ready
+
+    try:
+        ready = engines_ready(folder, weights, device, config)
+    except EngineError as error:
+        return "torch", f"chosen by auto: {error}"
+    if ready:
+        return "tensorrt", "chosen by auto: the fastest, and its engines are built"
+    return "torch", (
+        f"chosen by auto: TensorRT would be faster but has no engines for this model and GPU yet; they take minutes to "
+        f"build: dsvt build {folder.path}, or backend tensorrt"
+    )
