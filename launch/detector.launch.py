@@ -30,15 +30,16 @@ ARGUMENTS = {
     "namespace": ("", "namespace of the node"),
     "use_sim_time": ("false", "take the time from /clock, as for replayed bags"),
     "autostart": ("true", "configure and activate at once; false: wait for a lifecycle manager"),
+    "build_only": ("false", "build the model's TensorRT engines into the cache, then end"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
     "rviz": ("false", "show clouds and boxes in RViz (needs the package rviz2)"),
 }
-TRUTH_VALUES = {"rviz", "use_sim_time", "autostart"}
+TRUTH_VALUES = {"rviz", "use_sim_time", "autostart", "build_only"}
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    parameters = {name: value[name] == "true" for name in ("use_sim_time", "autostart")}
+    parameters = {name: value[name] == "true" for name in ("use_sim_time", "autostart", "build_only")}
     for name in ("model", "weights", "backend", "device"):
         if value[name]:
             # Without the type launch would read a model folder named "2024" as a number.

@@ -33,6 +33,7 @@ from std_msgs.msg import Float64, Header
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
+from dsvt_ros.backends import Progress
 from dsvt_ros.config import DetectorConfig, flatten, leaves
 from dsvt_ros.errors import ConfigError, DsvtError, PointCloudError
 from dsvt_ros.host_memory import keep_freed_memory
@@ -72,6 +73,9 @@ FINISH_S = 5.0
 EXIT_S = 1.0
 """The same when the process is told to end."""
 
+BUILD_LOG_S = 15.0
+"""How often the log tells how building engines goes on."""
+
 
 class InterruptedLoadError(Exception):
     """The process was told to end while the model was loading."""
@@ -110,6 +114,8 @@ class DetectorNode(LifecycleNode):
         self._backend: str = settings.node.backend
         self._device = settings.node.device
         self._stage_ms: dict[str, float] = {}
+        self._loading = False
+        self._preparation = ""
         self._fields_seen: list[str] = []
 
         names = {feature.name: feature.name for feature in self._model.features}
@@ -122,7 +128,7 @@ class DetectorNode(LifecycleNode):
         # Steady: a simulated clock that stands still must not silence the diagnostics.
         self._diagnostics_timer = self.create_timer(
             settings.node.diagnostics.period_s,
-            self._publish_diagnostics,
+            self._on_diagnostics_timer,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
 
@@ -130,6 +136,11 @@ class DetectorNode(LifecycleNode):
     def autostart(self) -> bool:
         """Whether to configure and activate without being told."""
         return self._settings.node.autostart
+
+    @property
+    def build_only(self) -> bool:
+        """Whether to end as soon as the engines are built."""
+        return self._settings.node.build_only
 
     # ------------------------------------------------------------------------------- life cycle
 
@@ -217,11 +228,27 @@ class DetectorNode(LifecycleNode):
             self._sensor_pose = SensorPose(self, settings.detector.preprocess.model_frame)
         self._applied = settings.detector
         self.get_logger().info(f"loading model {settings.node.model}")
-        self._worker = Worker(lambda: _load_detector(settings), self._answer)
-        while (detector := self._worker.loaded(timeout_s=0.1)) is None:
-            if not self.context.ok():
-                raise InterruptedLoadError
+        self._worker = Worker(lambda: _load_detector(settings, self._on_progress), self._answer)
+        self._loading = True
+        try:
+            # The executor may be waiting for this very call, so the diagnostics are published from here.
+            report_at = time.monotonic() + settings.node.diagnostics.period_s
+            while (detector := self._worker.loaded(timeout_s=0.1)) is None:
+                if not self.context.ok():
+                    raise InterruptedLoadError
+                if time.monotonic() >= report_at:
+                    self._publish_diagnostics()
+                    report_at += settings.node.diagnostics.period_s
+        finally:
+            self._loading, self._preparation = False, ""
         return detector
+
+    def _on_progress(self, text: str, fraction: float | None) -> None:
+        """Note how loading goes on, in the worker's thread; ends it when the process is told to end."""
+        if not self.context.ok():
+            raise InterruptedLoadError
+        self._preparation = text + (f", {fraction:.0%}" if fraction is not None else "")
+        self.get_logger().info(self._preparation, throttle_duration_sec=BUILD_LOG_S)
 
     def _unsubscribe(self) -> None:
         if self._subscription is not None:
@@ -354,6 +381,10 @@ class DetectorNode(LifecycleNode):
         threshold = self._applied.postprocess.score_threshold
         self._labels_publisher.publish(label_info_from_classes(self._model.class_names, threshold, header))
 
+    def _on_diagnostics_timer(self) -> None:
+        if not self._loading:
+            self._publish_diagnostics()
+
     def _publish_diagnostics(self) -> None:
         topic = self._subscription.topic_name if self._subscription is not None else None
         facts = {"model": self._model.name, "backend": self._backend, "device": self._device}
@@ -362,7 +393,8 @@ class DetectorNode(LifecycleNode):
             self._counters.report(),
             self._settings.node.diagnostics,
             name=f"{self.get_fully_qualified_name().lstrip('/')}: detector",
-            state=self._state,
+            state="loading" if self._loading else self._state,
+            preparation=self._preparation,
             num_publishers=self.count_publishers(topic) if topic is not None else 0,
             facts=facts,
         )
@@ -371,15 +403,22 @@ class DetectorNode(LifecycleNode):
         self._diagnostics_publisher.publish(message)
 
 
-def _load_detector(settings: Settings) -> Detector:
+def _load_detector(settings: Settings, progress: Progress) -> Detector:
     from dsvt_ros.detector import Detector
+
+    backend = settings.node.backend
+    if settings.node.build_only:
+        if backend not in ("auto", "tensorrt"):
+            raise ConfigError(f"build_only builds TensorRT engines, which backend {backend} does not use")
+        backend = "tensorrt"
 
     detector = Detector.load(
         settings.node.model,
         settings.node.weights or None,
-        backend=settings.node.backend,
+        backend=backend,
         device=settings.node.device,
         overrides=dict(flatten(settings.detector)),
+        progress=progress,
     )
     # The first run is slow: memory is allocated and kernels are chosen. The point lies in every model's range.
     detector.detect(np.ones((1, len(detector.model.features)), np.float32))
@@ -424,10 +463,12 @@ def main(args: Sequence[str] | None = None) -> int:
         node = DetectorNode()
         if transport:
             node.get_logger().info(transport)
-        if node.autostart and not _bring_up(node):
-            exit_code = 1 if rclpy.ok() else 0
-        else:
+        if node.build_only:
+            exit_code = 0 if node.trigger_configure() == TransitionCallbackReturn.SUCCESS or not rclpy.ok() else 1
+        elif not node.autostart:
             rclpy.spin(node)
+        else:
+            exit_code = _run(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except DsvtError as error:
@@ -449,9 +490,31 @@ def main(args: Sequence[str] | None = None) -> int:
     return exit_code
 
 
-def _bring_up(node: DetectorNode) -> bool:
-    success = TransitionCallbackReturn.SUCCESS
-    return node.trigger_configure() == success and node.trigger_activate() == success
+def _run(node: DetectorNode) -> int:
+    """Configure, activate and serve; loading may take minutes, during which the executor goes on answering."""
+    failed = threading.Event()
+
+    def bring_up() -> None:
+        success = TransitionCallbackReturn.SUCCESS
+        try:
+            if node.trigger_configure() == success and node.trigger_activate() == success:
+                return
+        except Exception as error:  # of rclpy, when it is shut down in the middle of a call
+            if rclpy.ok():
+                node.get_logger().error(f"cannot start: {type(error).__name__}: {error}")
+        if rclpy.ok():
+            failed.set()
+            rclpy.try_shutdown()
+
+    thread = threading.Thread(target=bring_up, name="bring-up")
+    thread.start()
+    try:
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        thread.join()
+    return 1 if failed.is_set() else 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def status_from_report(
     *,
     name: str,
     state: str,
+    preparation: str,
     num_publishers: int,
     facts: Mapping[str, str],
 ) -> DiagnosticStatus:
@@ -29,10 +30,11 @@ def status_from_report(
         limits: When to warn.
         name: Node and component.
         state: Of the lifecycle, such as active.
+        preparation: What keeps it from being active, such as building an engine; empty if nothing does.
         num_publishers: On the input topic.
         facts: Shown as they are, such as model and device.
     """
-    level, message = _judge(report, limits, state, num_publishers)
+    level, message = _judge(report, limits, preparation or state, num_publishers)
     values = {
         "state": state,
         **facts,

@@ -77,6 +77,7 @@ class NodeConfig:
     backend: Backend = option("auto", help="who runs the networks; auto takes the fastest that works here")
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
     autostart: bool = option(True, help="configure and activate at once; false: wait for a lifecycle manager")
+    build_only: bool = option(False, help="build the model's TensorRT engines into the cache, then end")
     qos: QosConfig = field(default_factory=QosConfig)
     input: InputConfig = field(default_factory=InputConfig)
     markers: MarkersConfig = field(default_factory=MarkersConfig)
