@@ -64,28 +64,45 @@ class FoundBoxes:
 
 
 @dataclass
+class Spread:
+    """Largest and mean of some values; 0 without values."""
+
+    largest: float = 0.0
+    mean: float = 0.0
+    count: int = 0
+
+    def add(self, values: Tensor) -> None:
+        """Take (N,) values into account."""
+        if not len(values):
+            return
+        self.largest = max(self.largest, float(values.max()))
+        self.count += len(values)
+        self.mean += (float(values.double().mean()) - self.mean) * len(values) / self.count
+
+
+@dataclass
 class BoxDifference:
-    """Differences of boxes over several clouds; the largest ones are those of matched pairs.
+    """Differences of boxes over several clouds; those in place, size, heading and score are of matched pairs.
 
     Attributes:
         expected: Settled boxes of the reference.
         found: Settled boxes of the other run.
         expected_matched: Of the former, those that the other run has too.
         found_matched: Of the latter, those that the reference has too.
-        center_m: Largest distance of centres.
-        size_m: Largest difference of an extent.
-        yaw_rad: Largest difference of the heading.
-        score: Largest difference of the score.
+        center_m: Distance of centres.
+        size_m: Largest difference of the three extents.
+        yaw_rad: Difference of the heading.
+        score: Difference of the score.
     """
 
     expected: int = 0
     found: int = 0
     expected_matched: int = 0
     found_matched: int = 0
-    center_m: float = 0.0
-    size_m: float = 0.0
-    yaw_rad: float = 0.0
-    score: float = 0.0
+    center_m: Spread = field(default_factory=Spread)
+    size_m: Spread = field(default_factory=Spread)
+    yaw_rad: Spread = field(default_factory=Spread)
+    score: Spread = field(default_factory=Spread)
 
     @property
     def matched(self) -> float:
@@ -106,20 +123,17 @@ class BoxDifference:
                 hit = fits.any(1)
                 matched = int(hit.sum())
                 self._measure(ours.boxes[rows][hit], theirs.boxes[nearest][hit])
-                self.score = max([self.score, *change[hit, nearest[hit]].tolist()])
+                self.score.add(change[hit, nearest[hit]])
             if is_expected:
                 self.expected, self.expected_matched = self.expected + len(rows), self.expected_matched + matched
             else:
                 self.found, self.found_matched = self.found + len(rows), self.found_matched + matched
 
     def _measure(self, ours: Tensor, theirs: Tensor) -> None:
-        if not len(ours):
-            return
         difference = (ours - theirs).double()
-        turn = torch.atan2(difference[:, 6].sin(), difference[:, 6].cos())
-        self.center_m = max(self.center_m, float(difference[:, :3].norm(dim=1).max()))
-        self.size_m = max(self.size_m, float(difference[:, 3:6].abs().max()))
-        self.yaw_rad = max(self.yaw_rad, float(turn.abs().max()))
+        self.center_m.add(difference[:, :3].norm(dim=1))
+        self.size_m.add(difference[:, 3:6].abs().amax(1))
+        self.yaw_rad.add(torch.atan2(difference[:, 6].sin(), difference[:, 6].cos()).abs())
 
 
 def boxes_from_maps(maps: HeadMaps, model: ModelConfig, config: PostprocessConfig, margin: float) -> FoundBoxes:

@@ -102,17 +102,12 @@ class Session:
     """One ONNX file in ONNX Runtime, run on torch tensors without copies."""
 
     def __init__(self, network: ExportedNetwork, content: bytes, device: torch.device, threads: int | None) -> None:
-        ort = require_onnxruntime()
+        ort = require_onnxruntime(device)
         self.inputs, self.outputs = network.inputs, network.outputs
         self._file, self._device, self._ort = network.file, device, ort
         provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
         if device.type == "cuda":
             provider = ("CUDAExecutionProvider", {"device_id": device.index or 0})
-            if provider[0] not in ort.get_available_providers():
-                raise EngineError(
-                    f"onnxruntime {ort.__version__} has no CUDA provider (only "
-                    f"{', '.join(ort.get_available_providers())}): install onnxruntime-gpu, or use device cpu"
-                )
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -202,25 +197,31 @@ def load_networks(
     Raises:
         EngineError: The folder's files are damaged or do not belong together, or the export fails.
     """
-    require_onnxruntime()
+    require_onnxruntime(device)
     # Counts are left open: ONNX Runtime needs no padding.
     exported = exported_model(network, folder, weights, ExportOptions(), config)
     networks = OnnxRuntimeNetworks(exported.manifest, exported.files, device, config.threads or None)
     return networks, f"networks of {exported.where}"
 
 
-def require_onnxruntime() -> Any:
+def require_onnxruntime(device: torch.device) -> Any:
     """The module onnxruntime.
 
     Raises:
-        EngineError: It is missing.
+        EngineError: It is missing, or has nothing that runs on `device`.
     """
     try:
-        return importlib.import_module("onnxruntime")
+        ort = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise EngineError(
             f"backend onnxruntime needs the package onnxruntime ({error}): pip install onnxruntime"
         ) from None
+    if device.type == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise EngineError(
+            f"onnxruntime {ort.__version__} has no CUDA provider (only {', '.join(ort.get_available_providers())}): "
+            f"install onnxruntime-gpu, or use device cpu"
+        )
+    return ort
 
 
 def _numpy_type(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         "schema_version": SCHEMA_VERSION,
         "model": options.model,
         "hardware": _hardware(detector),
-        "versions": _versions(),
+        "versions": _versions(backends),
         "cloud": {
             "source": [Path(path).name for path in options.cloud],
             "num_clouds": len(clouds),
@@ -191,13 +192,17 @@ def _hardware(detector: Detector) -> dict[str, Any]:
     return hardware
 
 
-def _versions() -> dict[str, str]:
-    return {
+def _versions(backends: list[str]) -> dict[str, str]:
+    versions = {
         "dsvt_ros": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+    for name in ("onnxruntime", "tensorrt"):
+        if name in backends:
+            versions[name] = importlib.import_module(name).__version__
+    return versions
 
 
 def _cpu_name() -> str:

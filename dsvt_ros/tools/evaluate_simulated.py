@@ -36,7 +36,8 @@ def evaluate(options: argparse.Namespace, split: str, console: Console) -> dict[
     scenes = track(range(num_scenes), f"{detector.model.name} on {options.data}", console=console)
     result = evaluate_simulated(detector, SceneStream(split), scenes)
     _print(console, result)
-    return {"model": detector.model.name} | as_json(result)
+    ran = {"backend": detector.backend, "precision": detector.precision, "device": str(detector.device)}
+    return {"model": detector.model.name} | ran | as_json(result)
 
 
 def as_json(result: SimulatedResult) -> dict[str, Any]:

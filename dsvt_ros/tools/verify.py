@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dsvt_ros.backends import Networks
 from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session, require_onnxruntime
+from dsvt_ros.backends.tensorrt.load import Source, load_networks, require_gpu
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.comparison import BoxDifference, TensorDifference, boxes_from_maps, map_differences
 from dsvt_ros.config import parse_assignment, with_overrides
@@ -34,8 +35,9 @@ from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.structures import SetPartition
+from dsvt_ros.tools.progress import terminal_progress
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: means of the boxes' differences
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,12 @@ def main(argv: list[str]) -> int:
     config.check_against(folder.model)
     limits = _limits(options, manifest.precision)
 
+    # Those of the folder, whatever its defaults say.
+    engine = dataclasses.replace(config.engine, precision=manifest.precision)  # type: ignore[arg-type]
+    source = Source(network, folder, folder.weights, device, engine)
+
     results = []
-    for backend, networks in _backends(folder.path, manifest, network, device):
+    for backend, networks in _backends(options.backends, manifest, source, console):
         result = Result(backend, manifest.precision, limits, {}, BoxDifference())
         # The reference drops the same voxels where the exported network has no room for all.
         expected = Recorder(TorchNetworks(network), networks.max_voxels)
@@ -129,6 +135,13 @@ def main(argv: list[str]) -> int:
         options.output.write_text(json.dumps(_json(options, manifest, device, results), indent=1) + "\n")
         console.print(f"wrote {options.output}")
     return 1 if any(result.exceeded() for result in results) else 0
+
+
+# Backends to compare, and the check that they are here.
+COMPARED: dict[str, Callable[[torch.device], object]] = {
+    "onnxruntime": require_onnxruntime,
+    "tensorrt": require_gpu,
+}
 
 
 class Recorder:
@@ -178,17 +191,46 @@ class ReleaseNetworks(TorchNetworks):
         return output
 
 
-def _backends(path: Path, manifest: Manifest, network: DSVT, device: torch.device) -> Iterator[tuple[str, Networks]]:
-    """Every backend that can run the folder's files here."""
-    require_onnxruntime()
-    files = read_networks(path, manifest)
+def _backends(
+    asked_for: str | None, manifest: Manifest, source: Source, console: Console
+) -> Iterator[tuple[str, Networks]]:
+    """The backends that were asked for, or every one that can run the folder's files here."""
+    names = asked_for.split(",") if asked_for else [*COMPARED]
+    if manifest.interface == "dsvt_release":  # a part of a detector, which only ONNX Runtime completes here
+        names = ["onnxruntime"]
+    if unknown := set(names) - set(COMPARED):
+        raise ConfigError(f"--backends: no {', '.join(sorted(unknown))}; expected {', '.join(COMPARED)}")
+    available, missing = [], []
+    for name in names:
+        try:
+            COMPARED[name](source.device)
+            available.append(name)
+        except EngineError as error:
+            if asked_for:
+                raise
+            missing.append(str(error))
+    if not available:
+        raise EngineError("; ".join(missing))
+    for text in missing:
+        console.print(f"left out: {text}")
+    for name in available:
+        if name == "onnxruntime":
+            yield _onnxruntime(manifest, source)
+        else:
+            with terminal_progress(console) as progress:
+                networks, _ = load_networks(source, progress)
+            yield name, networks
+
+
+def _onnxruntime(manifest: Manifest, source: Source) -> tuple[str, Networks]:
+    files = read_networks(source.folder.path, manifest)
     if manifest.interface == "dsvt_release":
         described = manifest.networks["dsvt"]
-        release = ReleaseNetworks(network, Session(described, files[described.file], device, None))
-        yield release.name, release
-    else:
-        networks = OnnxRuntimeNetworks(manifest, files, device)
-        yield networks.name, networks
+        session = Session(described, files[described.file], source.device, None)
+        release = ReleaseNetworks(source.network, session)
+        return release.name, release
+    networks = OnnxRuntimeNetworks(manifest, files, source.device)
+    return networks.name, networks
 
 
 def _compare(result: Result, found: Recorder, expected: Recorder, detector: Detector) -> None:
@@ -237,6 +279,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--columns", help="columns of .npy and .bin files, such as x,y,z,intensity,ring")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+    parser.add_argument(
+        "--backends", metavar="LIST", help=f"comma-separated: {', '.join(COMPARED)} (default: those that run here)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="as for dsvt detect"
@@ -269,9 +314,16 @@ def _print(console: Console, result: Result, clouds: int) -> None:
     boxes = result.boxes
     console.print(
         f"boxes: {boxes.expected_matched} of {boxes.expected} found again, {boxes.found_matched} of {boxes.found} "
-        f"expected; matched ones differ by up to {boxes.center_m:.4f} m, size {boxes.size_m:.4f} m, yaw "
-        f"{boxes.yaw_rad:.4f} rad, score {boxes.score:.4f}"
+        f"expected"
     )
+    differences = Table()
+    differences.add_column("matched boxes")
+    for name in ("largest", "mean"):
+        differences.add_column(name, justify="right")
+    rows = {"centre, m": boxes.center_m, "size, m": boxes.size_m, "yaw, rad": boxes.yaw_rad, "score": boxes.score}
+    for name, spread in rows.items():
+        differences.add_row(name, f"{spread.largest:.2e}", f"{spread.mean:.2e}")
+    console.print(differences)
     if result.dropped_voxels:
         console.print(f"{result.dropped_voxels} voxels beyond the capacity were left out on both sides")
     exceeded = result.exceeded()

@@ -67,13 +67,13 @@ def test_both_directions_count():
     assert (difference.expected_matched, difference.expected) == (1, 1)
     assert (difference.found_matched, difference.found) == (1, 3)
     assert difference.matched == pytest.approx(1 / 3)
-    assert difference.yaw_rad == pytest.approx(0.1)
+    assert difference.yaw_rad.largest == pytest.approx(0.1)
 
 
 def test_yaw_differs_around_the_circle():
     difference = BoxDifference()
     difference.add(found([(0.0, math.pi - 0.01, 0.5, 0)]), found([(0.0, -math.pi + 0.01, 0.5, 0)]), 0.02, 0.01)
-    assert difference.yaw_rad == pytest.approx(0.02, abs=1e-5)
+    assert difference.yaw_rad.largest == pytest.approx(0.02, abs=1e-5)
 
 
 def test_unsettled_boxes_need_no_match_but_are_one():
@@ -81,6 +81,15 @@ def test_unsettled_boxes_need_no_match_but_are_one():
     difference.add(found([(0.0, 0.0, 0.5, 0)]), found([(0.0, 0.0, 0.5, 0), (9.0, 0.0, 0.5, 0)], False), 0.02, 0.01)
     assert (difference.expected, difference.found, difference.found_matched) == (0, 1, 1)
     assert difference.matched == 1
+
+
+def test_largest_and_mean_over_clouds():
+    difference = BoxDifference()
+    for shift in (0.004, 0.016):
+        difference.add(found([(5.0 + shift, 0.0, 0.5, 0)]), found([(5.0, 0.0, 0.5, 0)]), 0.02, 0.01)
+    assert difference.center_m.largest == pytest.approx(0.016, abs=1e-6)
+    assert difference.center_m.mean == pytest.approx(0.010, abs=1e-6)
+    assert difference.score.mean == 0
 
 
 def test_no_boxes_at_all():

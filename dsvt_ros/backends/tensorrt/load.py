@@ -73,7 +73,7 @@ def load_networks(source: Source, progress: Progress) -> tuple[TensorRtNetworks,
     Raises:
         EngineError: TensorRT is missing, an engine is refused, or a build fails.
     """
-    _require_gpu(source.device)
+    require_gpu(source.device)
     given = {"sparse": source.config.sparse_path, "dense": source.config.dense_path}
     engines: dict[str, list[Engine]] = {"sparse": [], "dense": []}
     origins, unknown = [], []
@@ -103,7 +103,7 @@ def planned_engines(source: Source) -> Iterator[PlannedEngine]:
     Raises:
         EngineError: The networks cannot be exported, or were exported for something else.
     """
-    _require_gpu(source.device)
+    require_gpu(source.device)
     config, model = source.config, source.folder.model
     decompose = release_of(trt.__version__) < LAYER_NORMALIZATION
 
@@ -168,7 +168,12 @@ def engines_ready(folder: ModelFolder, weights: Path, device: torch.device, conf
     return dense and (bool(config.sparse_path) or rooms <= there)
 
 
-def _require_gpu(device: torch.device) -> None:
+def require_gpu(device: torch.device) -> None:
+    """Check that TensorRT is here and that it can run on `device`.
+
+    Raises:
+        EngineError: It is not, or it cannot.
+    """
     require_tensorrt()
     if device.type != "cuda":
         raise EngineError(f"backend tensorrt runs on NVIDIA GPUs, not on device {device}: choose another backend")
