@@ -40,6 +40,7 @@ MESSAGES_SETUP = ROOT / "resource" / "vision_msgs" / "setup.py"
 MESSAGES = ROOT / "dsvt_ros" / "io" / "msg" / "vision_msgs"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+BINDINGS = VENV / "tensorrt_bindings"
 STAMP = VENV / "bootstrap.json"
 LOG = VENV / "bootstrap.log"
 
@@ -142,8 +143,8 @@ def sourced_ros() -> str:
     return origin
 
 
-def ros_wheels_exist() -> bool:
-    """Whether the pinned ROS wheels can be installed on this machine."""
+def linux_wheels_exist() -> bool:
+    """Whether the pinned wheels of ROS and of TensorRT's bindings can be installed on this machine."""
     fits = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
     return fits and platform.libc_ver()[0] == "glibc"
 
@@ -271,6 +272,15 @@ def install_missing() -> None:
         pip("install", "--constraint", str(keep), *index, *names)
 
 
+def install_tensorrt_bindings() -> None:
+    """Puts each version into a folder of its own, off the path: all of them are the same module."""
+    if BINDINGS.exists():
+        shutil.rmtree(BINDINGS)
+    for requirement in requirements("tensorrt_bindings"):
+        version = re.split(r"==|;", requirement)[1]
+        pip("install", "--no-deps", "--target", str(BINDINGS / version), requirement)
+
+
 def build_messages() -> None:
     """Generates, compiles and installs vision_msgs, unless somebody else's is there."""
     origin = in_venv("import vision_msgs; print(vision_msgs.__file__)")
@@ -330,7 +340,7 @@ def bootstrap() -> None:
     # Asking for rclpy takes longer than everything else when nothing is to be done.
     environment = digest(base_python(), sys.version, *(os.environ.get(n, "") for n in ("PYTHONPATH", "ROS_DISTRO")))
     ros = done.get("ros", "") if done.get("environment") == environment else sourced_ros()
-    wheels = not ros and ros_wheels_exist()
+    wheels = not ros and linux_wheels_exist()
     torch = [TORCH_INDEX, WITHOUT_TORCH, "\n".join(requirements("torch"))]
 
     steps: list[tuple[str, str, str, Callable[[], None]]] = [
@@ -352,6 +362,9 @@ def bootstrap() -> None:
         steps += [("messages", "vision_msgs, generated and compiled", wanted, build_messages)]
     package = [ROOT / name for name in ("setup.py", "setup.cfg", "package.xml", "pyproject.toml")]
     steps += [("package", "dsvt_ros itself", digest(*package), install_package)]
+    if linux_wheels_exist():
+        steps += [("tensorrt_bindings", "TensorRT's Python bindings in several versions, for the tests",
+                   digest(*requirements("tensorrt_bindings")), install_tensorrt_bindings)]  # fmt: skip
 
     if not PYTHON.exists():
         done = {}
