@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -242,6 +243,6 @@ def _shapes_for(engine: Engine, features: Tensor, partition: SetPartition) -> di
     return shapes
 
 
-def _on(device: torch.device) -> torch.cuda.device:
+def _on(device: torch.device) -> AbstractContextManager[object]:
     """Makes `device` the current one, as TensorRT wants it."""
-    return torch.cuda.device(device if device.type == "cuda" else None)
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
