@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -63,8 +64,7 @@ def run_child(request: BuildRequest, environment: Mapping[str, str], what: str, 
             lines = _Lines(child.stdout)
             answer: dict[str, Any] = {}
             while not lines.ended:
-                for line in lines.read(POLL_S):
-                    content = json.loads(line)
+                for content in lines.read(POLL_S):
                     stage, fraction = content.get("stage", stage), content.get("fraction", fraction)
                     answer = content if "stage" not in content else answer
                 used = resident_memory(child.pid)
@@ -91,7 +91,7 @@ def run_child(request: BuildRequest, environment: Mapping[str, str], what: str, 
 
 
 class _Lines:
-    """Complete lines of a pipe, without waiting longer than told."""
+    """JSON objects, one a line, that come through a pipe, without waiting longer than told."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self.ended = False
@@ -99,8 +99,8 @@ class _Lines:
         self._selector = selectors.DefaultSelector()
         self._selector.register(pipe, selectors.EVENT_READ)
 
-    def read(self, timeout_s: float) -> list[str]:
-        """What has come within that time."""
+    def read(self, timeout_s: float) -> list[dict[str, Any]]:
+        """What has come within that time; other lines, which TensorRT's libraries print, are left out."""
         if not self._selector.select(timeout_s):
             return []
         content = os.read(self._pipe.fileno(), 1 << 16)
@@ -108,7 +108,12 @@ class _Lines:
             self.ended = True
             self._selector.close()
         *lines, self._rest = (self._rest + content).split(b"\n")
-        return [line.decode() for line in lines if line.startswith(b"{")]  # TensorRT's libraries print too
+        objects = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                content = json.loads(line)
+                objects += [content] if isinstance(content, dict) else []
+        return objects
 
 
 def _reason(status: int, errors: IO[bytes]) -> str:
