@@ -10,6 +10,7 @@ from dsvt_ros.config import parse_assignment
 from dsvt_ros.detector import Detector
 from dsvt_ros.io.point_files import parse_columns
 from dsvt_ros.model.folder import embedded_models, open_model
+from dsvt_ros.tools.progress import terminal_progress
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,11 @@ def overrides_from(options: argparse.Namespace) -> dict[str, Any]:
 
 def load_detector(options: argparse.Namespace) -> Detector:
     """The detector that the options describe."""
-    return Detector.load(options.model, options.weights, options.backend, options.device, overrides_from(options))
+    overrides = overrides_from(options)
+    with terminal_progress() as progress:
+        return Detector.load(
+            options.model, options.weights, options.backend, options.device, overrides, progress=progress
+        )
 
 
 def add_columns_option(parser: argparse.ArgumentParser) -> None:
