@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dsvt_ros.errors import EngineError
 
-__all__ = ["LAYER_NORMALIZATION", "OLDEST", "logger", "release_of", "require_tensorrt", "trt", "type_name"]
+__all__ = [
+    "LAYER_NORMALIZATION",
+    "OLDEST",
+    "GpuError",
+    "logger",
+    "release_of",
+    "require_tensorrt",
+    "trt",
+    "type_name",
+    "usable_gpu",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -18,6 +30,10 @@ OLDEST = (8, 5)
 
 LAYER_NORMALIZATION = (8, 6)
 """The parser knows the operator LayerNormalization since then."""
+
+
+class GpuError(EngineError):
+    """The GPU is the matter, not the engine: another one would do no better."""
 
 
 def require_tensorrt() -> Any:
@@ -67,20 +83,36 @@ def logger() -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.warning = ""
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.errors = [*self.errors[-4:], msg.strip()]
                 _LOG.debug("TensorRT: %s", msg)
             elif severity == trt.ILogger.Severity.WARNING:
+                self.warning = msg.strip()
                 _LOG.debug("TensorRT: %s", msg)
 
         def last_words(self) -> str:
-            """The errors since the last call, for a message."""
-            text, self.errors = "; ".join(self.errors), []
+            """The errors since the last call, or else the last warning, for a message."""
+            text = "; ".join(self.errors) or self.warning
+            self.errors, self.warning = [], ""
             return text or "TensorRT gives no reason"
 
     return Messages()
+
+
+@contextlib.contextmanager
+def usable_gpu() -> Iterator[None]:
+    """Surrounds TensorRT's constructors, which give nothing where they cannot use the GPU.
+
+    Raises:
+        GpuError: They did.
+    """
+    try:
+        yield
+    except TypeError:  # pybind11's, for nothing
+        raise GpuError(f"TensorRT {trt.__version__} cannot use this GPU: {logger().last_words()}") from None
 
 
 def type_name(dtype: trt.DataType) -> str:

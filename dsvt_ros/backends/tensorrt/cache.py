@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dsvt_ros.backends.tensorrt.api import GpuError
 from dsvt_ros.backends.tensorrt.child import Shape
 from dsvt_ros.errors import EngineError
 
@@ -150,7 +151,8 @@ def load_or_build(
         spec: The engine.
         folder: Cache folder; made where there is none. Where it cannot be written, the engine is built for this
             process alone.
-        load: Makes ready what is in a file of that name; raises `EngineError` for a file that cannot be used.
+        load: Makes ready what is in a file of that name; raises `EngineError` for a file that cannot be used, and
+            `GpuError` where no other file could be.
         build: Writes the engine to a path and reports on it.
         waiting: Called several times a second while another process builds; may raise to stop waiting.
 
@@ -209,6 +211,8 @@ def _load(path: Path, spec: EngineSpec, load: Callable[[bytes, str], T]) -> tupl
             raise EngineError(f"{path} has no sidecar")  # noqa: TRY301
         check_spec(path, sidecar["spec"], spec.content())
         return load(plan, str(path)), ""
+    except GpuError:
+        raise
     except EngineError as error:
         _LOG.warning("the cached engine is built again: %s", error)
         return None, str(error)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from dsvt_ros.backends.tensorrt.api import logger, trt, type_name
+from dsvt_ros.backends.tensorrt.api import GpuError, logger, trt, type_name, usable_gpu
 from dsvt_ros.capacity import write_padded
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import PARTITION_TENSORS, TensorSpec, partition_from_tensors, tensors_for
@@ -38,21 +38,23 @@ class Engine:
             check_outputs: Poison the outputs before each run and look for what is left of it.
 
         Raises:
+            GpuError: The GPU cannot be used, or has too little memory.
             EngineError: TensorRT refuses the engine.
         """
         self.file = file
         self._logger = logger()
         self._check = check_outputs
         self._device = device
-        runtime: trt.Runtime = trt.Runtime(self._logger)
         with _on(device):
+            with usable_gpu():
+                runtime: trt.Runtime = trt.Runtime(self._logger)
             engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise EngineError(f"TensorRT {trt.__version__} refuses {file}: {self._logger.last_words()}")
             self._engine: trt.ICudaEngine = engine
             context: trt.IExecutionContext | None = engine.create_execution_context()
             if context is None:
-                raise EngineError(f"{file} does not fit into the GPU's memory: {self._logger.last_words()}")
+                raise GpuError(f"{file} does not fit into the GPU's memory: {self._logger.last_words()}")
             self._context: trt.IExecutionContext = context
             self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
