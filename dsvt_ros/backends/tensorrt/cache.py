@@ -16,10 +16,10 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from dsvt_ros.backends.tensorrt.api import GpuError
 from dsvt_ros.backends.tensorrt.child import Shape
@@ -168,21 +168,20 @@ def load_or_build(
         return loaded, str(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
+        lock = _locked(path.with_suffix(".lock"), lambda: waiting(f"waiting for another process that builds {path}"))
     except OSError as error:
-        _LOG.warning("%s cannot be written (%s): the engine is built again at the next start", folder, error.strerror)
-        with tempfile.TemporaryDirectory(prefix="dsvt_engine_") as temporary:
-            private = Path(temporary) / spec.file_name
-            _LOG.info("building %s: %s", spec.file_name, reason)
-            build(private)
-            return load(private.read_bytes(), str(private)), "this process"
-    with lock, _locked(lock.fileno(), lambda: waiting(f"waiting for another process that builds {spec.file_name}")):
+        return _build_alone(spec, folder, load, build, error)
+    with lock:
         loaded, reason = _load(path, spec, load)
-        if loaded is None:
-            _LOG.info("building %s: %s", path, reason)
-            _build(path, spec, build)
-            return load(path.read_bytes(), str(path)), f"{path}, built now"
-        return loaded, str(path)
+        if loaded is not None:
+            return loaded, str(path)
+        try:
+            partial = _partial_folder(path)
+        except OSError as error:  # the lock is from better days
+            return _build_alone(spec, folder, load, build, error)
+        _LOG.info("building %s: %s", path, reason)
+        _build(path, partial, spec, build)
+        return load(path.read_bytes(), str(path)), f"{path}, built now"
 
 
 def specs_in(folder: Path) -> list[dict[str, Any]]:
@@ -218,19 +217,25 @@ def _load(path: Path, spec: EngineSpec, load: Callable[[bytes, str], T]) -> tupl
         return None, str(error)
 
 
-def _build(path: Path, spec: EngineSpec, build: Callable[[Path], dict[str, Any]]) -> None:
-    """Build into a folder beside the target and move both files there; the lock must be held.
+def _partial_folder(path: Path) -> Path:
+    """A new folder beside the target to build in; the lock must be held."""
+    for stale in path.parent.glob(f".{path.stem}.*.partial"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".partial", dir=path.parent))
+
+
+def _build(path: Path, partial: Path, spec: EngineSpec, build: Callable[[Path], dict[str, Any]]) -> None:
+    """Build in the folder `partial`, which goes, and move both files to the target; the lock must be held.
 
     Whoever reads while they are moved finds a sidecar that does not fit the engine, and waits for the lock.
     """
-    for stale in path.parent.glob(f".{path.stem}.*.partial"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".partial", dir=path.parent))
     try:
         engine = partial / path.name
         report = build(engine)
         write_sidecar(engine, path, spec, report)
         engine.replace(path)
+    except OSError as error:  # such as a disk that is full
+        raise EngineError(f"cannot build {path}: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -253,20 +258,40 @@ def write_sidecar(written: Path, engine: Path, spec: EngineSpec, report: dict[st
         partial.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _locked(descriptor: int, waiting: Callable[[], None]) -> Iterator[None]:
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            time.sleep(LOCK_POLL_S)
-        else:
-            break
+def _build_alone(
+    spec: EngineSpec,
+    folder: Path,
+    load: Callable[[bytes, str], T],
+    build: Callable[[Path], dict[str, Any]],
+    error: OSError,
+) -> tuple[T, str]:
+    """An engine for this process alone, where the cache folder cannot be written."""
+    _LOG.warning("%s cannot be written (%s): the engine is built again at the next start", folder, error.strerror)
     try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with tempfile.TemporaryDirectory(prefix="dsvt_engine_") as temporary:
+            private = Path(temporary) / spec.file_name
+            build(private)
+            plan = private.read_bytes()
+    except OSError as failure:
+        raise EngineError(f"cannot build {spec.file_name}: {failure}") from None
+    return load(plan, spec.file_name), "this process"
+
+
+def _locked(path: Path, waiting: Callable[[], None]) -> IO[str]:
+    """A lock file that nobody else holds until it is closed."""
+    lock = path.open("w")
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                time.sleep(LOCK_POLL_S)
+            else:
+                return lock
+    except BaseException:
+        lock.close()
+        raise
 
 
 def _short(key: str, value: Any) -> str:
