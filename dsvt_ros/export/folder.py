@@ -32,7 +32,14 @@ from dsvt_ros.export.networks import (
     sparse_specs,
     to_half,
 )
-from dsvt_ros.export.onnx_file import OLDEST_OPSET, RELEASE_OPSET, export_onnx, export_release, require_exporter
+from dsvt_ros.export.onnx_file import (
+    OLDEST_OPSET,
+    RELEASE_OPSET,
+    export_onnx,
+    export_release,
+    require_exporter,
+    single_precision_nodes,
+)
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
@@ -113,7 +120,8 @@ def export_networks(
     for name, file, part, (inputs, outputs) in parts:
         progress(f"exporting {file}")
         files[file] = export_onnx(part.eval(), inputs, outputs, options.opset, name)
-        networks[name] = ExportedNetwork(file, tuple(inputs), tuple(outputs))
+        single = single_precision_nodes(files[file]) if options.precision == "fp16" else ()
+        networks[name] = ExportedNetwork(file, tuple(inputs), tuple(outputs), single)
     return networks, files
 
 

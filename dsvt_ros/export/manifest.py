@@ -15,7 +15,7 @@ from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import TensorSpec
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: single_precision
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,14 @@ class ExportedNetwork:
         file: Its name in the folder.
         inputs: What it takes.
         outputs: What it gives.
+        single_precision: Nodes that compute in float32 in a float16 network: those whose sums need it. TensorRT 8 has
+            to be told; later releases and other programs see it in the types of the file.
     """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    single_precision: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,4 +129,5 @@ def _network(content: Mapping[str, Any]) -> ExportedNetwork:
         tuple(TensorSpec(str(entry["name"]), str(entry["type"]), tuple(entry["shape"])) for entry in content[direction])
         for direction in ("inputs", "outputs")
     )
-    return ExportedNetwork(str(content["file"]), inputs, outputs)
+    single = tuple(str(name) for name in content["single_precision"])
+    return ExportedNetwork(str(content["file"]), inputs, outputs, single)

@@ -168,6 +168,20 @@ def check(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequenc
             raise EngineError(f"the exported network has {kind} {found}, expected {list(specs)}")
 
 
+def single_precision_nodes(content: bytes) -> tuple[str, ...]:
+    """Names of the nodes of a file that compute real numbers in float32; casts, which compute nothing, are left out."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
+    graph = model.graph
+    single = {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    return tuple(node.name for node in graph.node if node.op_type != "Cast" and single & set(node.output))
+
+
 def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     import onnx
 

@@ -38,6 +38,7 @@ class BuildRequest:
         timing_cache: Measurements of earlier builds; read where it exists, and written.
         profile: Minimum, optimum and maximum shape of each input.
         half: Whether the network holds float16.
+        single_precision: Its layers that compute in float32 nevertheless.
         workspace_bytes: GPU memory that the engine's layers may use.
         optimization_level: 0 to 5.
         tactic_sources: Names; empty for TensorRT's choice.
@@ -48,6 +49,7 @@ class BuildRequest:
     timing_cache: str
     profile: dict[str, tuple[Shape, Shape, Shape]]
     half: bool
+    single_precision: tuple[str, ...]
     workspace_bytes: int
     optimization_level: int
     tactic_sources: tuple[str, ...]
@@ -75,7 +77,7 @@ def build(request: BuildRequest) -> dict[str, Any]:
     """Build an engine and write it.
 
     Returns:
-        Build time and the precision of its layers.
+        Build time, the precision of its layers, and which layers it lacks that should be kept in float32.
 
     Raises:
         EngineError: TensorRT cannot read or build the network.
@@ -94,7 +96,7 @@ def build(request: BuildRequest) -> dict[str, Any]:
         )
     config: trt.IBuilderConfig = builder.create_builder_config()
     _set_shapes(builder, network, config, request)
-    _set_types(network, config, half=request.half)
+    unknown = _set_types(network, config, request)
     _set_effort(config, request)
 
     cache_path = Path(request.timing_cache)
@@ -110,7 +112,7 @@ def build(request: BuildRequest) -> dict[str, Any]:
     seconds = time.monotonic() - started
     _keep(cache, cache_path)
     say(stage="inspecting the engine")
-    return {"build_s": round(seconds, 1), "layers": _layers(bytes(plan))}
+    return {"build_s": round(seconds, 1), "layers": _layers(bytes(plan)), "unknown_layers": unknown}
 
 
 def _network_flags() -> int:
@@ -143,33 +145,25 @@ def _set_shapes(
         config.add_optimization_profile(profile)
 
 
-def _set_types(network: trt.INetworkDefinition, config: trt.IBuilderConfig, *, half: bool) -> None:
-    """Make TensorRT keep to the types of the file."""
+def _set_types(network: trt.INetworkDefinition, config: trt.IBuilderConfig, request: BuildRequest) -> list[str]:
+    """Make TensorRT keep to the types of the file; returns layers that should be in float32 and do not exist."""
     config.clear_flag(trt.BuilderFlag.TF32)  # rounds products of float32 to 10 bits
-    if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not half:
-        return
-    # TensorRT 8: float16 has to be allowed, and is kept from layers that the file has in float32.
+    if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not request.half:
+        return []
+    # TensorRT 8 takes all types for float32 until it builds. Half precision has to be allowed, and forbidden where the
+    # file has single precision.
     if hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
     if hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        _keep_single(network)
-
-
-def _keep_single(network: trt.INetworkDefinition) -> None:
-    layer: trt.ILayer
+    single = set(request.single_precision)
     for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        outputs: list[trt.ITensor] = [layer.get_output(number) for number in range(layer.num_outputs)]
-        if layer.type in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE):
-            continue
-        if any(output.dtype != trt.DataType.FLOAT for output in outputs):
-            continue
-        if hasattr(layer, "precision"):
+        layer: trt.ILayer = network.get_layer(index)
+        if layer.name in single and hasattr(layer, "precision") and hasattr(layer, "set_output_type"):
             layer.precision = trt.DataType.FLOAT
-        if hasattr(layer, "set_output_type"):
-            for number in range(layer.num_outputs):
-                layer.set_output_type(number, trt.DataType.FLOAT)
+            layer.set_output_type(0, trt.DataType.FLOAT)
+            single.remove(layer.name)
+    return sorted(single)
 
 
 def _set_effort(config: trt.IBuilderConfig, request: BuildRequest) -> None:
@@ -192,6 +186,7 @@ def _set_effort(config: trt.IBuilderConfig, request: BuildRequest) -> None:
 
 def _monitor() -> Any:
     """TensorRT's own progress as fractions of the whole build."""
+    assert hasattr(trt, "IProgressMonitor")  # came with the property that takes it
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

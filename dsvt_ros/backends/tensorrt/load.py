@@ -58,6 +58,7 @@ class PlannedEngine:
 
     spec: EngineSpec
     onnx: bytes
+    single_precision: tuple[str, ...]
 
 
 def load_networks(source: Source, progress: Progress) -> tuple[TensorRtNetworks, str]:
@@ -122,7 +123,7 @@ def planned_engines(source: Source) -> Iterator[PlannedEngine]:
     for name, network in exported.manifest.networks.items():
         onnx = exported.files[network.file]
         for profile in _profiles(model, network, config):
-            yield PlannedEngine(_spec(source, name, exported.manifest, onnx, profile), onnx)
+            yield PlannedEngine(_spec(source, name, exported.manifest, onnx, profile), onnx, network.single_precision)
 
 
 def write_engine(source: Source, planned: PlannedEngine, target: Path, progress: Progress) -> dict[str, Any]:
@@ -226,15 +227,23 @@ def _build(source: Source, planned: PlannedEngine, target: Path, progress: Progr
         timing_cache=str(engine_folder(config) / f"timing-{spec.tensorrt}-{spec.gpu.replace(' ', '_')}.cache"),
         profile=spec.profile,
         half=spec.precision == "fp16",
+        single_precision=planned.single_precision,
         workspace_bytes=config.workspace_mib << 20 if config.workspace_mib else free // 2,
         optimization_level=config.optimization_level,
         tactic_sources=config.tactic_sources,
     )
     try:
         onnx.write_bytes(planned.onnx)
-        return run_child(request, child_environment(source.device.index or 0), what, progress)
+        report = run_child(request, child_environment(source.device.index or 0), what, progress)
     finally:
         onnx.unlink(missing_ok=True)
+    if report["unknown_layers"]:
+        _LOG.warning(
+            "TensorRT %s names layers in its own way: %d that need float32 may run in float16; see dsvt verify",
+            spec.tensorrt,
+            len(report["unknown_layers"]),
+        )
+    return report
 
 
 def _spec(
