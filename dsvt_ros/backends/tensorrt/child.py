@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsvt_ros.backends.tensorrt.api import logger, trt
+from dsvt_ros.backends.tensorrt.api import logger, trt, usable_gpu
 from dsvt_ros.errors import EngineError
 
 PR_SET_PDEATHSIG = 1
@@ -84,9 +84,8 @@ def build(request: BuildRequest) -> dict[str, Any]:
     """
     started = time.monotonic()
     say(stage="reading the network")
-    builder: trt.Builder = trt.Builder(logger())
-    if not builder:
-        raise EngineError(f"TensorRT {trt.__version__} cannot use this GPU: {logger().last_words()}")
+    with usable_gpu():
+        builder: trt.Builder = trt.Builder(logger())
     network: trt.INetworkDefinition = builder.create_network(_network_flags())
     parser: trt.OnnxParser = trt.OnnxParser(network, logger())
     if not parser.parse(Path(request.onnx).read_bytes()):
@@ -223,7 +222,8 @@ def _monitor() -> Any:
 
 def _layers(plan: bytes) -> dict[str, dict[str, int]]:
     """How many layers of each class give which precision, as the engine inspector reports it."""
-    runtime: trt.Runtime = trt.Runtime(logger())
+    with usable_gpu():
+        runtime: trt.Runtime = trt.Runtime(logger())
     engine: trt.ICudaEngine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"TensorRT {trt.__version__} cannot load the engine it built")
