@@ -99,7 +99,10 @@ def build(request: BuildRequest) -> dict[str, Any]:
     _set_effort(config, request)
 
     cache_path = Path(request.timing_cache)
-    cache: trt.ITimingCache = config.create_timing_cache(cache_path.read_bytes() if cache_path.is_file() else b"")
+    earlier = cache_path.read_bytes() if cache_path.is_file() else b""
+    cache: trt.ITimingCache | None = config.create_timing_cache(earlier)
+    if cache is None:  # damaged; it is written anew
+        cache = config.create_timing_cache(b"")
     config.set_timing_cache(cache, False)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _monitor()
