@@ -6,6 +6,7 @@ It prints a JSON object a line: ``{"stage": ..., "fraction": ...}`` while it wor
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -271,7 +272,8 @@ def _end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(OSError):  # in some containers it is not ours to say
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def request_text(request: BuildRequest) -> str:
