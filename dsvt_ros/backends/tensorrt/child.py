@@ -243,7 +243,7 @@ def _layers(plan: bytes) -> dict[str, dict[str, int]]:
 
 def precision_of(formats: list[str]) -> str:
     """The precisions in the inspector's descriptions, such as ``Row major linear FP16 format``."""
-    names = {"fp16": "FP16|Half", "fp32": "FP32|Float", "bf16": "BF16|BFloat16", "int": "Int|BOOL|Bool"}
+    names = {"fp16": "FP16|Half", "fp32": "FP32|Float", "bf16": "BF16|BFloat16", "int": "Int|INT|Bool|BOOL"}
     found = {
         name
         for description in formats
