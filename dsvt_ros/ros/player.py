@@ -32,22 +32,32 @@ def stamp_from_cdr(cdr: bytes) -> int:
     return int(seconds) * 10**9 + int(nanoseconds)
 
 
+def with_stamp(cdr: bytes, stamp_ns: int) -> bytes:
+    """A serialized message that starts with a header, with another stamp."""
+    order = "<" if cdr[1] & 1 else ">"
+    seconds, nanoseconds = divmod(stamp_ns, 10**9)
+    return cdr[:4] + struct.pack(f"{order}iI", seconds, nanoseconds) + cdr[12:]
+
+
 class Player(Node):
     """Publishes clouds and, if asked to, waits for each answer before the next one.
 
     Args:
         to: Topic to publish on.
         reliability: ``reliable`` or ``best_effort``.
-        answers: Topic of the Detection3DArrays to wait for; empty: keep the bag's pace in any case.
+        answers: Topic of Detection3DArrays that must be offered before the first cloud; empty: none.
+        wait: Send a cloud only after the answer to the one before.
+        restamp: Give each cloud the time at which it is sent.
     """
 
-    def __init__(self, to: str, reliability: str, answers: str) -> None:
+    def __init__(self, to: str, reliability: str, answers: str, *, wait: bool, restamp: bool) -> None:
         super().__init__("player")
+        self._wait, self._restamp = wait, restamp
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()])
         self._clouds = self.create_publisher(PointCloud2, to, qos)
         self._answered: set[int] = set()
         self._answers = answers
-        if answers:
+        if wait:
             self.create_subscription(Detection3DArray, answers, self._on_answer, 10, raw=True)
 
     def connect(self, timeout_s: float) -> None:
@@ -62,17 +72,20 @@ class Player(Node):
             raise DataError(f"nobody offered {self._answers} within {timeout_s:g} s")
 
     def play(self, bag: Path, answer_timeout_s: float) -> None:
-        """Publish the clouds and print a line ``{"stamp_ns", "sent_ns"}`` (monotonic) for each."""
+        """Publish the clouds and print a line ``{"stamp_ns", "bag_stamp_ns", "sent_ns"}`` (monotonic) for each."""
         first_ns: int | None = None
         started = time.monotonic()
         for message in messages_from_bag(bag, [cloud_topic(bag).name]):
             first_ns = message.timestamp_ns if first_ns is None else first_ns
             due = started + (message.timestamp_ns - first_ns) / 1e9
             self._wait_for(lambda due=due: time.monotonic() >= due, float("inf"))  # type: ignore[misc]
-            stamp_ns = stamp_from_cdr(message.cdr)
-            print(json.dumps({"stamp_ns": stamp_ns, "sent_ns": time.monotonic_ns()}), flush=True)
-            self._clouds.publish(message.cdr)
-            if self._answers:
+            cdr, bag_stamp_ns = message.cdr, stamp_from_cdr(message.cdr)
+            stamp_ns = time.time_ns() if self._restamp else bag_stamp_ns
+            cdr = with_stamp(cdr, stamp_ns) if self._restamp else cdr
+            line = {"stamp_ns": stamp_ns, "bag_stamp_ns": bag_stamp_ns, "sent_ns": time.monotonic_ns()}
+            print(json.dumps(line), flush=True)
+            self._clouds.publish(cdr)
+            if self._wait:
                 self._wait_for(lambda stamp_ns=stamp_ns: stamp_ns in self._answered, answer_timeout_s)  # type: ignore[misc]
 
     def _on_answer(self, cdr: bytes) -> None:
@@ -93,14 +106,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("bag", type=Path)
     parser.add_argument("--to", required=True, help="topic to publish on")
     parser.add_argument("--reliability", choices=("reliable", "best_effort"), default="best_effort")
-    parser.add_argument("--answers", default="", help="topic of detections to wait for after each cloud")
+    answers = parser.add_mutually_exclusive_group()
+    answers.add_argument("--answers", metavar="TOPIC", help="topic of detections to wait for after each cloud")
+    answers.add_argument("--connect-to", metavar="TOPIC", help="topic of detections that must be offered first")
+    parser.add_argument("--restamp", action="store_true", help="give each cloud the time at which it is sent")
     parser.add_argument("--answer-timeout", type=float, default=10.0, metavar="S")
     parser.add_argument("--connect-timeout", type=float, default=20.0, metavar="S")
     options = parser.parse_args(argv)
     player: Player | None = None
     try:
         rclpy.init()
-        player = Player(options.to, options.reliability, options.answers)
+        topic = options.answers or options.connect_to or ""
+        wait = options.answers is not None
+        player = Player(options.to, options.reliability, topic, wait=wait, restamp=options.restamp)
         player.connect(options.connect_timeout)
         player.play(options.bag, options.answer_timeout)
     except (KeyboardInterrupt, ExternalShutdownException):

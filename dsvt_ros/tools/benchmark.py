@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,12 +29,16 @@ from dsvt_ros.errors import ConfigError, DataError
 from dsvt_ros.io.clouds import open_clouds, select_columns
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
 from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, overrides_from
+from dsvt_ros.tools.progress import terminal_progress
 
 SCHEMA_VERSION = 1
 STAGES = ("preprocess", "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms")
 MAX_CLOUDS = 8
 CONVERTED_POINTS = 180_000
 """Points of the message whose conversion is timed: a large lidar's turn."""
+ROS_TOPIC = "/lidar/points"
+ROS_TIMEOUT_S = 120.0
+"""For everything around the playing of the clouds, which includes loading the model."""
 
 
 def main(argv: list[str]) -> int:
@@ -45,15 +50,24 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--backends: no backend {backend!r}; expected {', '.join(BACKENDS)}")
     if options.runs < 1:
         raise ConfigError(f"--runs must be at least 1, got {options.runs}")
+    if options.ros is not None and (options.ros < 1 or not options.rate > 0):
+        raise ConfigError(f"--ros and --rate must be positive, got {options.ros} and {options.rate:g}")
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     results: list[dict[str, Any]] = []
     clouds: list[NDArray[np.float32]] = []
     for backend in backends:
-        detector = Detector.load(options.model, options.weights, backend, options.device, overrides_from(options))
+        started = time.perf_counter()
+        with terminal_progress(console) as progress:
+            detector = Detector.load(
+                options.model, options.weights, backend, options.device, overrides_from(options), progress
+            )
+        load_s = time.perf_counter() - started
         clouds = _clouds(options.cloud, detector, columns_from(options))
-        results.append(_measure(detector, clouds, options.runs, console))
+        results.append(_measure(detector, clouds, options.runs, console) | {"load_s": _round(load_s)})
+        if options.ros:
+            results[-1]["ros"] = _through_ros(options, backend, detector, clouds, console)
     _print(console, results)
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -94,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backends", default="torch", help=f"comma-separated: {', '.join(BACKENDS)} (default: torch)")
     parser.add_argument("--runs", type=int, default=50, help="measured frames (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--ros", type=int, metavar="N", help="also send N clouds through the node, over DDS, and time the answers"
+    )
+    parser.add_argument("--rate", type=float, default=10.0, help="clouds a second with --ros (default: %(default)g)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result as JSON")
     return parser
 
@@ -137,9 +155,57 @@ def _measure(detector: Detector, clouds: list[NDArray[np.float32]], runs: int, c
         "backend": detector.backend,
         "precision": detector.precision,
         "stage_ms": {stage: _round(np.median(values)) for stage, values in stages.items() if values},
-        "total_ms": {f"p{q}": _round(np.percentile(totals, q)) for q in (50, 95, 99)},
+        "total_ms": _quantiles(totals),
         "peak_memory_mib": round(peak / 2**20),
         "num_voxels": voxels[: len(clouds)],
+    }
+
+
+def _through_ros(
+    options: argparse.Namespace,
+    backend: str,
+    detector: Detector,
+    clouds: list[NDArray[np.float32]],
+    console: Console,
+) -> dict[str, Any]:
+    """Latencies of the node with the same settings, which gets the clouds at a fixed rate."""
+    from dsvt_ros.io.bags import BagWriter
+    from dsvt_ros.tools.ros_run import play_to_node
+
+    path = Path(options.model)
+    parameters = {
+        "model": str(path.absolute()) if path.exists() else options.model,
+        "backend": backend,
+        "device": options.device,
+        "qos.reliability": "reliable",
+        **dict(text.split("=", 1) for text in options.overrides),
+    }
+    if options.weights:
+        parameters["weights"] = str(Path(options.weights).absolute())
+    with tempfile.TemporaryDirectory(prefix="dsvt_benchmark_") as name:
+        folder = Path(name)
+        with BagWriter(folder / "clouds") as bag:
+            for number in range(options.ros):
+                stamp_ns = round(number * 1e9 / options.rate)
+                cloud = clouds[number % len(clouds)]
+                bag.write_points(ROS_TOPIC, cloud, detector.model.feature_names, stamp_ns, "lidar")
+        heard = play_to_node(
+            folder / "clouds",
+            folder,
+            ROS_TOPIC,
+            parameters,
+            console.print,
+            wait_for_answers=False,
+            restamp=True,
+            timeout_s=ROS_TIMEOUT_S + options.ros / options.rate,
+        )
+    received = [reply.sent_to_received_ms for reply in heard.replies]
+    return {
+        "rate_hz": options.rate,
+        "num_sent": heard.num_sent,
+        "num_answered": len(received),
+        "stamp_to_publish_ms": _quantiles(heard.latency_ms),
+        "sent_to_received_ms": _quantiles(received),
     }
 
 
@@ -177,6 +243,11 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
     for quantile in ("p50", "p95", "p99"):
         table.add_row(f"total {quantile}", *(f"{result['total_ms'][quantile]:.2f}" for result in results))
     table.add_row("memory, MiB", *(str(result["peak_memory_mib"]) for result in results))
+    table.add_row("load, s", *(f"{result['load_s']:.1f}" for result in results))
+    for name in ("stamp_to_publish_ms", "sent_to_received_ms"):
+        if any("ros" in result for result in results):
+            row = (f"{result['ros'][name]['p50']:.2f}" if "ros" in result else "" for result in results)
+            table.add_row(f"node, {name.removesuffix('_ms').replace('_', ' ')} p50", *row)
     console.print(table)
 
 
@@ -218,6 +289,10 @@ def _cpu_name() -> str:
 def _peak_resident_kib() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 1024 if sys.platform == "darwin" else peak
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    return {f"p{q}": _round(np.percentile(values, q)) for q in (50, 95, 99)}
 
 
 def _round(value: float) -> float:

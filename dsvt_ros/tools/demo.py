@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import importlib.util
-import json
-import os
 import signal
 import sys
 import tempfile
@@ -30,7 +27,8 @@ from dsvt_ros.io.detections import boxes_from_msg
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.tools.picture import draw_bev
-from dsvt_ros.tools.processes import ChildError, Children
+from dsvt_ros.tools.ros_run import DETECTIONS as FOUND
+from dsvt_ros.tools.ros_run import play_to_node
 from dsvt_ros.tools.scoring import MIN_POINTS, FrameScore, score_frame
 
 SEED = 2
@@ -41,7 +39,6 @@ START_NS = 1_735_689_600_000_000_000
 """Stamp of the first cloud, the same in every run."""
 
 CLOUDS = "/lidar/points"
-FOUND = "/dsvt_detector/output/detections"
 KNOWN = "/simulation/objects"
 COLUMNS = ("x", "y", "z", "intensity")
 FRAME_ID = "lidar"
@@ -49,7 +46,6 @@ FRAME_ID = "lidar"
 MIN_FOUND = 0.8
 MAX_FALSE_PER_FRAME = 2.0
 TIMEOUT_S = 240.0
-LAST_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -153,12 +149,6 @@ def run_ros(bag: Path, folder: Path, weights: Path | None, console: Console) -> 
     Raises:
         ChildError: The node does not start, or one of the processes fails.
     """
-    from dsvt_ros.ros.local_dds import isolated_environment
-
-    isolated = isolated_environment()
-    console.print(
-        f"[bold]2/4[/] Starting the node dsvt_detector in a process of its own (ROS domain {isolated['ROS_DOMAIN_ID']})"
-    )
     # Reliable, since small socket buffers, as in many containers, would lose best-effort clouds.
     parameters = {
         "qos.reliability": "reliable",
@@ -166,38 +156,21 @@ def run_ros(bag: Path, folder: Path, weights: Path | None, console: Console) -> 
     }
     if weights is not None:
         parameters["weights"] = str(weights.absolute())
-    arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-    topic = ["-r", f"~/input/pointcloud:={CLOUDS}"]
-    with Children(folder, os.environ | isolated, TIMEOUT_S) as children:
-        started = time.monotonic()
-        node = children.start("node", "dsvt_ros.ros.detector_node", "--ros-args", *topic, *arguments)
-        receiver = children.start("receiver", "dsvt_ros.ros.receiver", FOUND)
-        children.wait(node, "it was active", "active: waiting for clouds")
-        children.wait(receiver, "it heard of the node", "ready")
-        console.print(f"    active after {time.monotonic() - started:.0f} s: {CLOUDS} -> {FOUND}")
-        console.print("[bold]3/4[/] Playing the clouds over DDS from a second process, receiving in a third")
-        started = time.monotonic()
-        player = children.start(
-            "player", "dsvt_ros.ros.player", str(bag), "--to", CLOUDS, "--reliability", "reliable", "--answers", FOUND
-        )
-        children.wait(player, "the drive was over")
-        sent = {line["stamp_ns"]: line["sent_ns"] for line in map(json.loads, player.lines)}
-        deadline = time.monotonic() + LAST_ANSWER_S
-        while len(receiver.lines) <= len(sent) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        received = [line for line in map(json.loads, receiver.lines) if "cdr" in line]
-        console.print(f"    {len(sent)} clouds sent, {len(received)} answered, {time.monotonic() - started:.0f} s")
-        if not received:
-            raise ChildError(f"the node answered none of {len(sent)} clouds; it said last:\n{node.last_words()}")
+    steps = iter((2, 3))
+
+    def say(text: str) -> None:
+        console.print(text if text.startswith(" ") else f"[bold]{next(steps)}/4[/] {text}")
+
+    heard = play_to_node(
+        bag, folder, CLOUDS, parameters, say, wait_for_answers=True, restamp=False, timeout_s=TIMEOUT_S
+    )
     class_names = open_model("demo").model.class_names
-    answers = {}
-    for line in received:
-        message = base64.b64decode(line["cdr"])
-        stamp_ns = line["stamp_ns"]
-        if stamp_ns in answers:
-            raise DsvtError(f"the cloud of {stamp_ns} ns was answered twice")
-        boxes = boxes_from_msg(typestore().deserialize_cdr(message, DETECTIONS), class_names)
-        answers[stamp_ns] = Answer(boxes, (line["received_ns"] - sent[stamp_ns]) / 1e6, message)
+    answers: dict[int, Answer] = {}
+    for reply in heard.replies:
+        if reply.stamp_ns in answers:
+            raise DsvtError(f"the cloud of {reply.stamp_ns} ns was answered twice")
+        boxes = boxes_from_msg(typestore().deserialize_cdr(reply.cdr, DETECTIONS), class_names)
+        answers[reply.stamp_ns] = Answer(boxes, reply.sent_to_received_ms, reply.cdr)
     return answers
 
 
