@@ -132,16 +132,19 @@ def write_engine(source: Source, planned: PlannedEngine, target: Path, progress:
     Raises:
         EngineError: It cannot be built or written.
     """
+    if target.is_dir():
+        raise EngineError(f"cannot write {target}: it is a folder")
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        report = _build(source, planned, partial, progress)
-        write_sidecar(partial, target, planned.spec, report)
-        partial.replace(target)
+        try:
+            report = _build(source, planned, partial, progress)
+            write_sidecar(partial, target, planned.spec, report)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise EngineError(f"cannot write {target}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return report
 
 
