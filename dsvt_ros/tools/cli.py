@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "Detect objects in a simulated drive, through ROS where it exists",
     "detect": "Detect objects in point files and bags",
     "export": "Write a model folder with ONNX files",
+    "build": "Build TensorRT engines, or plan their sizes from clouds",
     "verify": "Compare the backends with torch in single precision",
     "evaluate": "Average precision on labelled data",
     "benchmark": "Time every stage of a model on clouds",
