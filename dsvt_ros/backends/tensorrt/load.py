@@ -24,7 +24,7 @@ from dsvt_ros.config import EngineConfig, ModelConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.cache import cache_folder, exported_model
 from dsvt_ros.export.folder import ExportOptions, model_sha256
-from dsvt_ros.export.manifest import ExportedNetwork, Manifest
+from dsvt_ros.export.manifest import MANIFEST, ExportedNetwork, Manifest, read_manifest
 from dsvt_ros.export.networks import Specs, dense_specs, sparse_specs
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
@@ -106,20 +106,10 @@ def planned_engines(source: Source) -> Iterator[PlannedEngine]:
     """
     require_gpu(source.device)
     config, model = source.config, source.folder.model
-    decompose = release_of(trt.__version__) < LAYER_NORMALIZATION
-
-    def objection(manifest: Manifest) -> str:
-        capacity = manifest.capacity
-        if manifest.precision != config.precision:
-            return f"they have precision {manifest.precision}"
-        if decompose and manifest.layer_norm != "decomposed":
-            return f"TensorRT {trt.__version__} does not know their LayerNormalization (export --layer-norm decomposed)"
-        if capacity is not None and (config.profile.dynamic or config.profile.voxels not in ((), (capacity.voxels,))):
-            return f"they have room for {capacity.voxels} voxels"
-        return ""
-
-    options = ExportOptions(precision=config.precision, layer_norm="decomposed" if decompose else "fused")
-    exported = exported_model(source.network, source.folder, source.weights, options, config, objection)
+    options = ExportOptions(precision=config.precision, layer_norm="decomposed" if _decompose() else "fused")
+    exported = exported_model(
+        source.network, source.folder, source.weights, options, config, lambda manifest: _objection(manifest, config)
+    )
     for name, network in exported.manifest.networks.items():
         onnx = exported.files[network.file]
         for profile in _profiles(model, network, config):
@@ -159,17 +149,49 @@ def engine_folder(config: EngineConfig) -> Path:
 
 
 def engines_ready(folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig) -> bool:
-    """Whether engines for these weights, this GPU and this profile lie in the cache or were given by path."""
+    """Whether engines for these weights, this GPU and this configuration lie in the cache or were given by path.
+
+    Raises:
+        EngineError: TensorRT is missing, or the model folder's manifest is damaged.
+    """
+    require_tensorrt()
     if config.sparse_path and config.dense_path:
         return True
-    wanted = {**_identity(folder, weights, device), "precision": config.precision}
+    identity = _identity(folder, weights, device)
+    wanted = {**identity, "precision": config.precision, **_effort(config)}
     found = [spec for spec in specs_in(engine_folder(config)) if wanted.items() <= spec.items()]
-    sizes = config.profile.voxels or (default_voxels(folder.model),)
+    sizes = config.profile.voxels or (_exported_room(folder, identity, config) or default_voxels(folder.model),)
     rooms: set[tuple[int, ...]] = {sizes} if config.profile.dynamic else {(size, size, size) for size in sizes}
     profiles = [spec["profile"].get("voxel_features") for spec in found if spec["network"] == "sparse"]
     there = {tuple(shape[0] for shape in profile) for profile in profiles if profile}
     dense = bool(config.dense_path) or any(spec["network"] == "dense" for spec in found)
     return dense and (bool(config.sparse_path) or rooms <= there)
+
+
+def _exported_room(folder: ModelFolder, identity: dict[str, str], config: EngineConfig) -> int | None:
+    """Voxels that the model folder's own networks have room for; None if they are not used or have no limit."""
+    if not (folder.path / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(folder.path)
+    used = manifest.weights_sha256 == identity["weights_sha256"] and not _objection(manifest, config)
+    return manifest.capacity.voxels if used and manifest.capacity else None
+
+
+def _objection(manifest: Manifest, config: EngineConfig) -> str:
+    """Why exported networks of the right weights are of no use for engines; empty if they are."""
+    capacity = manifest.capacity
+    if manifest.precision != config.precision:
+        return f"they have precision {manifest.precision}"
+    if _decompose() and manifest.layer_norm != "decomposed":
+        return f"TensorRT {trt.__version__} does not know their LayerNormalization (export --layer-norm decomposed)"
+    if capacity is not None and (config.profile.dynamic or config.profile.voxels not in ((), (capacity.voxels,))):
+        return f"they have room for {capacity.voxels} voxels"
+    return ""
+
+
+def _decompose() -> bool:
+    """Whether layer norms have to be taken apart for this TensorRT."""
+    return release_of(trt.__version__) < LAYER_NORMALIZATION
 
 
 def require_gpu(device: torch.device) -> None:
@@ -264,6 +286,15 @@ def _spec(
         optimization_level=config.optimization_level,
         tactic_sources=config.tactic_sources,
     )
+
+
+def _effort(config: EngineConfig) -> dict[str, Any]:
+    """What a configuration says about building, as sidecars have it."""
+    return {
+        "workspace_mib": config.workspace_mib,
+        "optimization_level": config.optimization_level,
+        "tactic_sources": list(config.tactic_sources),
+    }
 
 
 def _identity(folder: ModelFolder, weights: Path, device: torch.device) -> dict[str, str]:
