@@ -21,11 +21,13 @@ class TensorDifference:
     Attributes:
         max_error: Largest absolute difference; infinite where a value is not finite.
         mean_error: Mean absolute difference.
+        magnitude: Largest absolute value that was expected.
         cosine: Smallest cosine similarity over the clouds.
     """
 
     max_error: float = 0.0
     mean_error: float = 0.0
+    magnitude: float = 0.0
     cosine: float = 1.0
     _count: int = field(default=0, repr=False)
 
@@ -37,6 +39,7 @@ class TensorDifference:
         error = (found - expected).abs()
         largest = float(error.max()) if torch.isfinite(found).all() else math.inf
         self.max_error = max(self.max_error, largest)
+        self.magnitude = max(self.magnitude, float(expected.abs().max()))
         total = self._count + len(error)
         self.mean_error += (float(error.mean()) - self.mean_error) * len(error) / total
         self._count = total

@@ -245,7 +245,11 @@ class Detector:
             self.num_dropped_voxels = 0
             return voxels
         if not self.num_dropped_voxels:  # once, until a cloud fits again
-            _LOG.warning("%d voxels, room for %d: the farthest are dropped (dsvt export --voxels)", len(voxels), room)
+            _LOG.warning(
+                "%d voxels, room for %d: the farthest are dropped (engine.profile.voxels, or dsvt export --voxels)",
+                len(voxels),
+                room,
+            )
         self.num_dropped_voxels = len(voxels) - room
         return keep_nearest(voxels, self.model, room)
 

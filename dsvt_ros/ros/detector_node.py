@@ -114,6 +114,7 @@ class DetectorNode(LifecycleNode):
         self._backend: str = settings.node.backend
         self._device = settings.node.device
         self._stage_ms: dict[str, float] = {}
+        self._voxels = 0, 0
         self._loading = False
         self._preparation = ""
         self._fields_seen: list[str] = []
@@ -321,6 +322,7 @@ class DetectorNode(LifecycleNode):
             )
         else:
             self._stage_ms = detector.timing_ms
+            self._voxels = detector.num_voxels, detector.num_dropped_voxels
             return boxes
         return _no_boxes(self._model.class_names)
 
@@ -388,6 +390,7 @@ class DetectorNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         topic = self._subscription.topic_name if self._subscription is not None else None
         facts = {"model": self._model.name, "backend": self._backend, "device": self._device}
+        facts |= {"voxels": str(self._voxels[0]), "voxels dropped": str(self._voxels[1])}
         facts |= {f"stage {name}": f"{ms:.1f} ms" for name, ms in self._stage_ms.items()}
         status = status_from_report(
             self._counters.report(),

@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
     for scan in scans:
         fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
         points = select_columns(scan, detector.model.feature_names, fill)
-        found = detector.detect(points)
+        with detector.timed_stages():
+            found = detector.detect(points)
         frames.append(_frame(scan, points, found, detector))
         _print_frame(console, frames[-1])
         if options.picture:

@@ -37,7 +37,7 @@ from dsvt_ros.model.folder import open_model
 from dsvt_ros.structures import SetPartition
 from dsvt_ros.tools.progress import terminal_progress
 
-SCHEMA_VERSION = 2  # 2: means of the boxes' differences
+SCHEMA_VERSION = 2  # 2: means of the boxes' differences, magnitudes of tensors
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Limits:
     """What may differ.
 
     Attributes:
-        max_error: Largest absolute difference of any tensor.
+        max_error: Largest difference of any tensor, as a share of its largest value.
         min_cosine: Smallest cosine similarity of any tensor.
         min_matched: Smallest share of matched boxes, in both directions.
         center_m: Distance of the centres of matched boxes.
@@ -61,7 +61,7 @@ class Limits:
 
 LIMITS = {
     "fp32": Limits(max_error=1e-3, min_cosine=0.99999),
-    "fp16": Limits(max_error=0.25, min_cosine=0.999),
+    "fp16": Limits(max_error=0.05, min_cosine=0.999),
 }
 
 
@@ -80,8 +80,9 @@ class Result:
         """The limits that are exceeded, in words."""
         limits, found = self.limits, []
         for name, difference in self.tensors.items():
-            if not difference.max_error <= limits.max_error:
-                found.append(f"{name}: error {difference.max_error:.3g}, limit {limits.max_error:g}")
+            if not difference.max_error <= limits.max_error * difference.magnitude:
+                allowed = f"{limits.max_error:g} of {difference.magnitude:.3g}"
+                found.append(f"{name}: error {difference.max_error:.3g}, limit {allowed}")
             if not difference.cosine >= limits.min_cosine:
                 found.append(f"{name}: cosine {difference.cosine:.6f}, limit {limits.min_cosine:g}")
         if self.boxes.matched < limits.min_matched:
@@ -287,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="as for dsvt detect"
     )
     texts = {
-        "max_error": "largest absolute difference of a tensor",
+        "max_error": "largest difference of a tensor, as a share of its largest value",
         "min_cosine": "smallest cosine similarity of a tensor",
         "min_matched": "smallest share of matched boxes",
         "center_m": "largest distance of matched boxes, m",
@@ -306,10 +307,11 @@ def _print(console: Console, result: Result, clouds: int) -> None:
     title = f"{result.backend}, {result.precision}, against torch fp32 on {clouds} cloud{'s' if clouds > 1 else ''}"
     table = Table(title=title)
     table.add_column("tensor")
-    for name in ("largest error", "mean error", "cosine"):
+    for name in ("largest value", "largest error", "mean error", "cosine"):
         table.add_column(name, justify="right")
     for name, tensor in result.tensors.items():
-        table.add_row(name, f"{tensor.max_error:.2e}", f"{tensor.mean_error:.2e}", f"{tensor.cosine:.7f}")
+        numbers = (f"{value:.2e}" for value in (tensor.magnitude, tensor.max_error, tensor.mean_error))
+        table.add_row(name, *numbers, f"{tensor.cosine:.7f}")
     console.print(table)
     boxes = result.boxes
     console.print(
@@ -353,7 +355,12 @@ def _json(
                 "backend": result.backend,
                 "precision": result.precision,
                 "tensors": {
-                    name: {"max_error": t.max_error, "mean_error": t.mean_error, "cosine": t.cosine}
+                    name: {
+                        "magnitude": t.magnitude,
+                        "max_error": t.max_error,
+                        "mean_error": t.mean_error,
+                        "cosine": t.cosine,
+                    }
                     for name, t in result.tensors.items()
                 },
                 "boxes": {**dataclasses.asdict(result.boxes), "matched": result.boxes.matched},

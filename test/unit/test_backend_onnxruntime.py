@@ -181,8 +181,8 @@ def cut(path):
         (lambda f: cut(f / "dense.onnx"), r"dense\.onnx is not the file that manifest\.json describes"),
         (lambda f: shutil.copy(f / "sparse.onnx", f / "dense.onnx"), r"dense\.onnx is not the file"),
         (lambda f: (f / "manifest.json").write_text("{"), r"is no manifest of dsvt_ros"),
-        (lambda f: (f / "manifest.json").write_text('{"schema_version": 1}'), r"is no manifest of dsvt_ros"),
-        (lambda f: (f / "manifest.json").write_text('{"schema_version": 9}'), r"schema_version 9, expected 1"),
+        (lambda f: (f / "manifest.json").write_text('{"schema_version": 2}'), r"is no manifest of dsvt_ros"),
+        (lambda f: (f / "manifest.json").write_text('{"schema_version": 9}'), r"schema_version 9, expected 2"),
     ],
     ids=["missing", "cut", "swapped", "no json", "no content", "other version"],
 )
@@ -239,7 +239,7 @@ def test_auto_says_what_it_chose(source, caplog):
 
 
 def test_unknown_backend(source):
-    with pytest.raises(ConfigError, match="one of auto, torch, onnxruntime; got 'trt'"):
+    with pytest.raises(ConfigError, match="one of auto, torch, onnxruntime, tensorrt; got 'trt'"):
         Detector.load(source, backend="trt", device="cpu")
 
 
