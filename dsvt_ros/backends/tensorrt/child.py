@@ -256,13 +256,14 @@ def precision_of(formats: list[str]) -> str:
 def _keep(cache: trt.ITimingCache, path: Path) -> None:
     """Save the measurements for the next build; without them it only takes longer."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        content: trt.IHostMemory = cache.serialize()
+    content: trt.IHostMemory = cache.serialize()
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _end_with(parent: int) -> None:
