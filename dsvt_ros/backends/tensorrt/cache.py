@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from dsvt_ros.backends.tensorrt.api import GpuError
 from dsvt_ros.backends.tensorrt.child import Shape
@@ -41,7 +41,7 @@ class EngineSpec:
         model: Name of the model.
         network: ``sparse``, ``dense`` or ``dsvt``.
         model_sha256: Hash of the model's description.
-        weights_sha256: Hash of the weights file.
+        weights_sha256: Hash of the weights.
         onnx_sha256: Hash of the exported network.
         precision: ``fp16`` or ``fp32``.
         profile: Minimum, optimum and maximum shape of each input.
@@ -168,10 +168,20 @@ def load_or_build(
         return loaded, str(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(path.with_suffix(".lock"), lambda: waiting(f"waiting for another process that builds {path}"))
+        lock = path.with_suffix(".lock").open("w")
     except OSError as error:
         return _build_alone(spec, folder, load, build, error)
     with lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                pass
+            except OSError as error:  # a file system without locks
+                return _build_alone(spec, folder, load, build, error)
+            waiting(f"waiting for another process that builds {path}")
+            time.sleep(LOCK_POLL_S)
         loaded, reason = _load(path, spec, load)
         if loaded is not None:
             return loaded, str(path)
@@ -275,23 +285,6 @@ def _build_alone(
     except OSError as failure:
         raise EngineError(f"cannot build {spec.file_name}: {failure}") from None
     return load(plan, spec.file_name), "this process"
-
-
-def _locked(path: Path, waiting: Callable[[], None]) -> IO[str]:
-    """A lock file that nobody else holds until it is closed."""
-    lock = path.open("w")
-    try:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                time.sleep(LOCK_POLL_S)
-            else:
-                return lock
-    except BaseException:
-        lock.close()
-        raise
 
 
 def _short(key: str, value: Any) -> str:
