@@ -15,6 +15,7 @@ from dsvt_ros.config import EngineConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.folder import ExportOptions, export_networks, manifest_for, model_sha256, write_folder
 from dsvt_ros.export.manifest import MANIFEST, Manifest, read_checked, read_manifest
+from dsvt_ros.model.checkpoint import weights_sha256
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import ModelFolder
 
@@ -57,7 +58,7 @@ def exported_model(
     Raises:
         EngineError: The folder's files are damaged or do not belong together, or the export fails.
     """
-    model_hash, weights_hash = model_sha256(folder.model), hashlib.sha256(weights.read_bytes()).hexdigest()
+    model_hash, weights_hash = model_sha256(folder.model), weights_sha256(weights)
     if (folder.path / MANIFEST).is_file():
         manifest = read_manifest(folder.path)
         reason = objection(manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -40,7 +41,7 @@ from dsvt_ros.export.onnx_file import (
     require_exporter,
     single_precision_nodes,
 )
-from dsvt_ros.model.checkpoint import load_weights, read_weights
+from dsvt_ros.model.checkpoint import load_weights, read_weights, weights_sha256
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import DESCRIPTION, WEIGHTS, ModelFolder, open_model
@@ -99,7 +100,7 @@ def export_networks(
     """
     require_exporter()
     model = network.config
-    modules = inference_modules(network.to("cpu"))
+    modules = inference_modules(copy.deepcopy(network).to("cpu"))
     if options.layer_norm == "decomposed":
         decompose_layer_norms(modules.backbone_3d)
     if options.interface == "dsvt_release":
@@ -171,7 +172,7 @@ def export_folder(
     networks, graphs = export_networks(network, options, progress)
     files |= graphs
 
-    manifest = manifest_for(source.model, options, networks, files, hashlib.sha256(weights.read_bytes()).hexdigest())
+    manifest = manifest_for(source.model, options, networks, files, weights_sha256(weights))
     progress(f"writing {output}")
     try:
         write_folder(output, files, manifest)
@@ -185,7 +186,7 @@ def manifest_for(
     options: ExportOptions,
     networks: dict[str, ExportedNetwork],
     files: Mapping[str, bytes],
-    weights_sha256: str,
+    weights_hash: str,
 ) -> Manifest:
     """The manifest of an export."""
     return Manifest(
@@ -197,7 +198,7 @@ def manifest_for(
         capacity=None if options.voxels is None else capacity_for(model, options.voxels),
         networks=networks,
         model_sha256=model_sha256(model),
-        weights_sha256=weights_sha256,
+        weights_sha256=weights_hash,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
         versions=package_versions(),
     )

@@ -49,7 +49,7 @@ class Manifest:
         capacity: Room for voxels and sets; None if their number is free.
         networks: The ONNX files.
         model_sha256: Hash of the model's description, whatever the layout of ``model.yaml``.
-        weights_sha256: Hash of the weights file that was exported.
+        weights_sha256: Hash of the exported weights, whatever kind of file they came in.
         sha256: Hash of every file by name.
         versions: Versions of the packages that wrote the files.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -51,6 +53,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(f"{path} holds no state dict; expected model_state, state_dict or tensors by name")
     return content
+
+
+def weights_sha256(path: str | Path) -> str:
+    """Hash of the weights in a file: the same for a checkpoint and for safetensors made from it.
+
+    Raises:
+        ModelError: As `read_weights`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}")
+    status = path.stat()
+    return _weights_sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights_sha256(path: Path, changed_ns: int, size: int) -> str:
+    sha = hashlib.sha256()
+    for name, value in sorted(read_weights(path).items()):
+        if not name.endswith(OPTIONAL):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            sha.update(value.contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import shlex
 from collections.abc import Iterator
@@ -22,11 +21,11 @@ from dsvt_ros.backends.tensorrt.load import PlannedEngine, Source
 from dsvt_ros.config import DetectorConfig, EngineConfig, with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, DataError, EngineError, ModelError
-from dsvt_ros.export.manifest import MANIFEST, Manifest, read_checked, read_manifest
+from dsvt_ros.export.manifest import MANIFEST, read_manifest
 from dsvt_ros.io.clouds import Scan, open_clouds, select_columns
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
-from dsvt_ros.model.folder import WEIGHTS, ModelFolder, embedded_models, open_model
+from dsvt_ros.model.folder import ModelFolder, embedded_models, open_model
 from dsvt_ros.postprocess import no_boxes
 from dsvt_ros.profile_plan import CloudCounts, ProfilePlan, plan_profile
 from dsvt_ros.structures import DeviceBoxes
@@ -168,24 +167,7 @@ def _planned(source: Source, output: Path | None) -> Iterator[PlannedEngine]:
             f"{folder} has the interface dsvt_release, whose engine is for other programs and takes clouds of any "
             f"size: give --output DIR and --profile voxels=MIN/OPT/MAX"
         )
-    yield _planned_release(source, manifest)
-
-
-def _planned_release(source: Source, manifest: Manifest) -> PlannedEngine:
-    """The engine of the published deployment's interface.
-
-    Raises:
-        EngineError: The folder was exported with other weights, or its file is damaged.
-    """
-    hashed = hashlib.sha256(source.weights.read_bytes()).hexdigest()
-    # An export from another kind of file holds the same weights as safetensors.
-    if hashed not in (manifest.weights_sha256, manifest.sha256.get(WEIGHTS)):
-        raise EngineError(f"{source.folder.path} was exported with other weights than {source.weights}")
-    described = manifest.networks[RELEASE]
-    onnx = read_checked(source.folder.path, manifest, described.file)
-    (profile,) = load._profiles(source.folder.model, described, source.config)
-    spec = load._spec(source, RELEASE, manifest, onnx, profile)
-    return PlannedEngine(spec, onnx, described.single_precision)
+    yield load.planned_release(source)
 
 
 def _target(engine: PlannedEngine, planned: list[PlannedEngine], output: Path | None) -> Path | None:

@@ -24,8 +24,9 @@ from dsvt_ros.config import EngineConfig, ModelConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.cache import cache_folder, exported_model
 from dsvt_ros.export.folder import ExportOptions, model_sha256
-from dsvt_ros.export.manifest import MANIFEST, ExportedNetwork, Manifest, read_manifest
+from dsvt_ros.export.manifest import MANIFEST, ExportedNetwork, Manifest, read_checked, read_manifest
 from dsvt_ros.export.networks import Specs, dense_specs, sparse_specs
+from dsvt_ros.model.checkpoint import weights_sha256
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import ModelFolder
@@ -114,6 +115,22 @@ def planned_engines(source: Source) -> Iterator[PlannedEngine]:
         onnx = exported.files[network.file]
         for profile in _profiles(model, network, config):
             yield PlannedEngine(_spec(source, name, exported.manifest, onnx, profile), onnx, network.single_precision)
+
+
+def planned_release(source: Source) -> PlannedEngine:
+    """The engine of a folder that was exported with the published deployment's interface.
+
+    Raises:
+        EngineError: The folder was exported with other weights, or its file is damaged.
+    """
+    require_gpu(source.device)
+    manifest = read_manifest(source.folder.path)
+    if manifest.weights_sha256 != weights_sha256(source.weights):
+        raise EngineError(f"{source.folder.path} was exported with other weights than {source.weights}")
+    network = manifest.networks["dsvt"]
+    onnx = read_checked(source.folder.path, manifest, network.file)
+    (profile,) = _profiles(source.folder.model, network, source.config)
+    return PlannedEngine(_spec(source, "dsvt", manifest, onnx, profile), onnx, network.single_precision)
 
 
 def write_engine(source: Source, planned: PlannedEngine, target: Path, progress: Progress) -> dict[str, Any]:
@@ -302,7 +319,7 @@ def _identity(folder: ModelFolder, weights: Path, device: torch.device) -> dict[
     major, minor = torch.cuda.get_device_capability(device)
     return {
         "model_sha256": model_sha256(folder.model),
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_sha256": weights_sha256(weights),
         "tensorrt": str(trt.__version__),
         "gpu": torch.cuda.get_device_name(device),
         "compute_capability": f"{major}.{minor}",
