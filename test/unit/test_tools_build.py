@@ -1,9 +1,9 @@
 """What ``dsvt build`` says and writes; TensorRT itself is replaced, where there is any."""
 
 import hashlib
-import importlib.util
 import io
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -242,11 +242,11 @@ def test_interrupted(backend, source, capsys, tmp_path, monkeypatch):
     assert list((tmp_path / "o").iterdir()) == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
-def test_without_tensorrt(source, capsys):
+def test_without_tensorrt(source, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     status, out, err = run(capsys, source)
     assert (status, out) == (1, "")
-    assert err.startswith("dsvt build: backend tensorrt needs TensorRT 8.5 or later (No module named 'tensorrt')")
+    assert err.startswith("dsvt build: backend tensorrt needs TensorRT 8.5 or later (")
     assert err.count("\n") == 1
 
 
