@@ -43,11 +43,15 @@ from dsvt_ros.voxelization import voxelize
 
 _LOG = logging.getLogger(__name__)
 
+# On a GPU, kernels are chosen by size; on the CPU, only the first run of all is slow.
+WARM_UP_POINTS = {"cpu": (1,), "cuda": (1, 10_000, 50_000, 200_000, 200_000)}
+
 
 class Detector:
     """Finds objects in lidar clouds.
 
     Attributes:
+        networks: What runs the two networks.
         model: The network and the data it was trained for.
         config: Run-time options; change them through `configure`.
         backend: Who runs the two networks.
@@ -77,8 +81,8 @@ class Detector:
         self.num_voxels = 0
         self.num_dropped_voxels = 0
         network = network.to(device).eval().requires_grad_(False)
-        self._networks: Networks = TorchNetworks(network) if networks is None else networks
-        self.backend, self.precision = self._networks.name, self._networks.precision
+        self.networks: Networks = TorchNetworks(network) if networks is None else networks
+        self.backend, self.precision = self.networks.name, self.networks.precision
         self.backend_reason = backend_reason
         self._set_pose()
 
@@ -90,9 +94,9 @@ class Detector:
         fold_batch_norms(encoder)
         self._encode = time("encode", encoder)
         self._partition = time("partition", partition_sets)
-        self._sparse = time("sparse", self._networks.sparse)
-        self._scatter = time("scatter", partial(scatter_bev, channels_last=self._networks.channels_last))
-        self._dense = time("dense", self._networks.dense)
+        self._sparse = time("sparse", self.networks.sparse)
+        self._scatter = time("scatter", partial(scatter_bev, channels_last=self.networks.channels_last))
+        self._dense = time("dense", self.networks.dense)
         self._decode = time("decode", decode)
         self._suppress = time("nms", suppress)
 
@@ -169,6 +173,15 @@ class Detector:
             boxes = self._download(self.forward(cloud))
         return boxes_to_source(boxes, pose)
 
+    def warm_up(self) -> None:
+        """Detect in made-up clouds, so that the first real one does not wait for memory and kernels."""
+        low, high = self.model.point_cloud_range[:3], self.model.point_cloud_range[3:]
+        rest = [feature.fill for feature in self.model.features[3:]]
+        random = np.random.default_rng(0)
+        for count in WARM_UP_POINTS[self.device.type]:
+            xyz = random.uniform(low, high, (count, 3))
+            self.detect(np.column_stack([xyz, np.tile(rest, (count, 1))]).astype(np.float32), np.eye(4))
+
     def forward(self, points: Tensor) -> DeviceBoxes:
         """The stages of the detector, from (N, C) points in the model's frame to boxes."""
         voxels = self._voxelize(points)
@@ -240,7 +253,7 @@ class Detector:
     def _to_voxels(self, points: Tensor) -> Voxels:
         voxels = voxelize(points, self.model)
         self.num_points, self.num_voxels = len(voxels.points), len(voxels)
-        room = self._networks.max_voxels
+        room = self.networks.max_voxels
         if room is None or len(voxels) <= room:
             self.num_dropped_voxels = 0
             return voxels

@@ -90,15 +90,15 @@ class SetAttention(nn.Module):
         channels = self.out_proj.in_features
         voxel_of_slot = indices.reshape(-1)
 
-        def heads_in_slots(features: Tensor, part: int) -> Tensor:
-            """(S, H, L, D / H): part 0, 1 or 2 of the projection (query, key or value)."""
-            rows = slice(part * channels, (part + 1) * channels)
+        def heads_in_slots(features: Tensor, first: int, last: int) -> Tensor:
+            """(parts, S, H, L, D / H): parts `first` to `last` of the projection (query, key, value)."""
+            rows = slice(first * channels, (last + 1) * channels)
             projected = F.linear(features, self.in_proj_weight[rows], self.in_proj_bias[rows])
             slots = projected.index_select(0, voxel_of_slot)
-            return slots.view(num_sets, set_size, self.num_heads, -1).transpose(1, 2)
+            return slots.view(num_sets, set_size, last - first + 1, self.num_heads, -1).permute(2, 0, 3, 1, 4)
 
-        positioned = x + position
-        query, key, value = heads_in_slots(positioned, 0), heads_in_slots(positioned, 1), heads_in_slots(x, 2)
+        query, key = heads_in_slots(x + position, 0, 1).unbind()
+        (value,) = heads_in_slots(x, 2, 2).unbind()
         # Written out: library attention plans anew for every number of sets, and no two clouds have the same.
         scale = (channels // self.num_heads) ** -0.5
         # The cast, and not an argument of softmax: exported, that would become a cast of the result.

@@ -423,8 +423,7 @@ def _load_detector(settings: Settings, progress: Progress) -> Detector:
         overrides=dict(flatten(settings.detector)),
         progress=progress,
     )
-    # The first run is slow: memory is allocated and kernels are chosen. The point lies in every model's range.
-    detector.detect(np.ones((1, len(detector.model.features)), np.float32))
+    detector.warm_up()
     return detector
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from dsvt_ros import __version__
 from dsvt_ros.backends import BACKENDS
+from dsvt_ros.backends.tensorrt.runner import TensorRtNetworks
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import ConfigError, DataError
 from dsvt_ros.io.clouds import open_clouds, select_columns
@@ -150,11 +151,16 @@ def _measure(detector: Detector, clouds: list[NDArray[np.float32]], runs: int, c
             detector.detect(clouds[run % len(clouds)])
             for stage, ms in detector.timing_ms.items():
                 stages[stage].append(ms)
+    engines = {}
+    if isinstance(detector.networks, TensorRtNetworks):
+        times = detector.networks.engine_times_ms(runs)
+        engines = {"engine_ms": {name: _round(np.median(values)) for name, values in times.items()}}
     peak = torch.cuda.max_memory_allocated(detector.device) if cuda else 1024 * _peak_resident_kib()
     return {
         "backend": detector.backend,
         "precision": detector.precision,
         "stage_ms": {stage: _round(np.median(values)) for stage, values in stages.items() if values},
+        **engines,
         "total_ms": _quantiles(totals),
         "peak_memory_mib": round(peak / 2**20),
         "num_voxels": voxels[: len(clouds)],
@@ -240,6 +246,10 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
         table.add_column(result["backend"], justify="right")
     for stage in STAGES:
         table.add_row(stage, *(f"{result['stage_ms'].get(stage, 0):.2f}" for result in results))
+    if any("engine_ms" in result for result in results):
+        for name in ("sparse", "dense"):
+            row = (f"{result['engine_ms'][name]:.2f}" if "engine_ms" in result else "" for result in results)
+            table.add_row(f"{name} engine alone", *row)
     for quantile in ("p50", "p95", "p99"):
         table.add_row(f"total {quantile}", *(f"{result['total_ms'][quantile]:.2f}" for result in results))
     table.add_row("memory, MiB", *(str(result["peak_memory_mib"]) for result in results))

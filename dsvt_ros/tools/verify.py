@@ -29,6 +29,7 @@ from dsvt_ros.export.cache import read_networks
 from dsvt_ros.export.manifest import Manifest, read_manifest
 from dsvt_ros.export.networks import MAPS, release_inputs
 from dsvt_ros.io.clouds import open_clouds, select_columns
+from dsvt_ros.io.point_files import parse_columns
 from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
@@ -61,7 +62,7 @@ class Limits:
 
 LIMITS = {
     "fp32": Limits(max_error=1e-3, min_cosine=0.99999),
-    "fp16": Limits(max_error=0.05, min_cosine=0.999),
+    "fp16": Limits(max_error=0.1, min_cosine=0.999),
 }
 
 
@@ -248,7 +249,7 @@ def _compare(result: Result, found: Recorder, expected: Recorder, detector: Dete
 
 
 def _clouds(options: argparse.Namespace, detector: Detector) -> Iterator[NDArray[np.float32]]:
-    names = tuple(options.columns.split(",")) if options.columns else None
+    names = parse_columns(options.columns) if options.columns else detector.model.feature_names
     fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
     count = 0
     for path in options.cloud:

@@ -49,7 +49,7 @@ def load(model, options, backend, **more):
 
 def recorded(detector):
     """Keep what the networks give; the stages hold on to their bound methods."""
-    recorder = Recorder(detector._networks, detector._networks.max_voxels)
+    recorder = Recorder(detector.networks, detector.networks.max_voxels)
     detector._sparse, detector._dense = recorder.sparse, recorder.dense
     return recorder
 
@@ -63,7 +63,7 @@ def test_same_tensors_and_boxes(model, options, precision, atol):
     difference = BoxDifference()
     for count in (40, 300, 1500):  # the smaller engine, the larger one, and a cloud beyond it
         points = tiny_points(count, seed=count)
-        reference._networks.max_voxels = detector._networks.max_voxels
+        reference.networks.max_voxels = detector.networks.max_voxels
         reference.detect(points)
         detector.detect(points)
         for (name, ours), (_, theirs) in zip(found.tensors(), expected.tensors(), strict=True):
