@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
-import platform
 import resource
 import sys
 import tempfile
@@ -22,7 +19,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dsvt_ros import __version__
 from dsvt_ros.backends import BACKENDS
 from dsvt_ros.backends.tensorrt.runner import TensorRtNetworks
 from dsvt_ros.detector import Detector
@@ -30,6 +26,7 @@ from dsvt_ros.errors import ConfigError, DataError
 from dsvt_ros.io.clouds import open_clouds, select_columns
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
 from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, overrides_from
+from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 
 SCHEMA_VERSION = 1
@@ -70,11 +67,11 @@ def main(argv: list[str]) -> int:
         if options.ros:
             results[-1]["ros"] = _through_ros(options, backend, detector, clouds, console)
     _print(console, results)
-    content = {
+    content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "model": options.model,
-        "hardware": _hardware(detector),
-        "versions": _versions(backends),
+        "model": detector.model.name,
+        "hardware": hardware(detector.device),
+        "versions": versions(backends),
         "cloud": {
             "source": [Path(path).name for path in options.cloud],
             "num_clouds": len(clouds),
@@ -259,41 +256,6 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
             row = (f"{result['ros'][name]['p50']:.2f}" if "ros" in result else "" for result in results)
             table.add_row(f"node, {name.removesuffix('_ms').replace('_', ' ')} p50", *row)
     console.print(table)
-
-
-def _hardware(detector: Detector) -> dict[str, Any]:
-    hardware: dict[str, Any] = {
-        "device": str(detector.device),
-        "cpu": _cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if detector.device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(detector.device)
-    return hardware
-
-
-def _versions(backends: list[str]) -> dict[str, str]:
-    versions = {
-        "dsvt_ros": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-    for name in ("onnxruntime", "tensorrt"):
-        if name in backends:
-            versions[name] = importlib.import_module(name).__version__
-    return versions
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # no Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _peak_resident_kib() -> int:

@@ -14,6 +14,7 @@ from rich.table import Table
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
 from dsvt_ros.tools.arguments import overrides_from
+from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.training.evaluation import MIN_IOU, MIN_POINTS, SCORE_THRESHOLD, SimulatedResult, evaluate_simulated
 from dsvt_ros.training.simulator import SPLITS, SceneStream
 
@@ -36,7 +37,12 @@ def evaluate(options: argparse.Namespace, split: str, console: Console) -> dict[
     scenes = track(range(num_scenes), f"{detector.model.name} on {options.data}", console=console)
     result = evaluate_simulated(detector, SceneStream(split), scenes)
     _print(console, result)
-    ran = {"backend": detector.backend, "precision": detector.precision, "device": str(detector.device)}
+    ran = {
+        "backend": detector.backend,
+        "precision": detector.precision,
+        "hardware": hardware(detector.device),
+        "versions": versions([detector.backend]),
+    }
     return {"model": detector.model.name} | ran | as_json(result)
 
 

@@ -36,6 +36,7 @@ from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.structures import SetPartition
+from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 
 SCHEMA_VERSION = 2  # 2: means of the boxes' differences, magnitudes of tensors
@@ -350,6 +351,8 @@ def _json(
             "layer_norm": manifest.layer_norm,
             "capacity": dataclasses.asdict(manifest.capacity) if manifest.capacity else None,
         },
+        "hardware": hardware(device),
+        "versions": versions(result.backend for result in results),
         "clouds": [Path(path).name for path in options.cloud],
         "results": [
             {
