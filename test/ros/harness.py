@@ -16,10 +16,12 @@ import numpy as np
 class NodeProcess:
     """`dsvt-detector` with these parameters; what it says goes to a file."""
 
-    def __init__(self, log: Path, parameters: dict[str, object]) -> None:
+    def __init__(
+        self, log: Path, parameters: dict[str, object], module: str = "dsvt_ros.ros.detector_node"
+    ) -> None:
         self._log = log
         arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-        command = [sys.executable, "-m", "dsvt_ros.ros.detector_node", "--ros-args", *arguments]
+        command = [sys.executable, "-m", module, "--ros-args", *arguments]
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
