@@ -1,6 +1,6 @@
 """The tiny model and its engines on a machine that seems to have a GPU and TensorRT; a pytest plugin.
 
-Networks are exported once in a test session, and the engines that most tests start from are built once.
+Networks are exported once, and the engines that most tests start from are built once.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def machine(monkeypatch, tmp_path, tiny_exports):
 
 
 @pytest.fixture
-def open_tiny(machine, tiny_model, cache):
+def open_tiny(machine, tiny_model, cache_dir):
     """Loads the tiny model with engines in fp32 for 512 voxels, or as told."""
 
     def load_detector(weights=None, model=tiny_model, progress=None, **engine):
-        options = {"cache_dir": str(cache), "precision": "fp32", "profile.voxels": VOXELS, **engine}
+        options = {"cache_dir": str(cache_dir), "precision": "fp32", "profile.voxels": VOXELS, **engine}
         return Detector.load(
             model,
             weights,
@@ -99,7 +99,7 @@ def open_tiny(machine, tiny_model, cache):
 
 
 @pytest.fixture
-def cache(tmp_path):
+def cache_dir(tmp_path):
     """A cache folder, to be."""
     return tmp_path / "cache"
 
@@ -119,16 +119,16 @@ def built_once(tiny_model, tiny_exports, tmp_path_factory):
 
 
 @pytest.fixture
-def built(built_once, cache):
+def built(built_once, cache_dir):
     """A cache folder with those engines."""
-    return shutil.copytree(built_once, cache)
+    return shutil.copytree(built_once, cache_dir)
 
 
 @pytest.fixture
-def exported(built_once, cache):
+def exported(built_once, cache_dir):
     """A cache folder with the exported networks alone."""
-    shutil.copytree(built_once / "onnx", cache / "onnx")
-    return cache
+    shutil.copytree(built_once / "onnx", cache_dir / "onnx")
+    return cache_dir
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from dsvt_ros.backends.tensorrt import api, load
 from dsvt_ros.backends.tensorrt.build import run_child
 
 FAKES = Path(__file__).parent
-ROOT = FAKES.parents[1]
 RELEASE = "10.16.1"
 GPU = "Fake GPU"
+VOXELS = [512]
 
 # The process of a user on that machine. Arguments: engine.cache_dir, model folder.
 USER = """
@@ -36,12 +36,11 @@ with pretended_machine():
 print("loaded")
 """
 
-VOXELS = [512]
-
 
 @contextlib.contextmanager
 def pretended_machine():
     """TensorRT can be imported, and torch describes a GPU; networks run on the CPU all the same."""
+    real = sys.modules.get("tensorrt")
 
     def forget():
         sys.modules.pop("tensorrt", None)
@@ -69,6 +68,8 @@ def pretended_machine():
             yield
         finally:
             forget()
+            if real is not None:
+                sys.modules["tensorrt"] = real
 
 
 @dataclass
@@ -118,28 +119,28 @@ class Machine:
             time.sleep(0.02)
         return events[-1]["pid"]
 
-    def start(self, cache, model, **options):
+    def start(self, cache_dir, model):
         """A user's process that loads a detector."""
         return subprocess.Popen(
-            [sys.executable, "-c", USER, str(cache), str(model)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(FAKES.parent)])},
+            [sys.executable, "-c", USER, str(cache_dir), str(model)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
         )
 
 
-def engine_of(cache, network):
+def engine_of(cache_dir, network):
     """The one engine of a network in a cache folder."""
-    (path,) = (cache / "tensorrt").glob(f"tiny-{network}-*.engine")
+    (path,) = (cache_dir / "tensorrt").glob(f"tiny-{network}-*.engine")
     return path
 
 
 def files_in(folder):
-    """Names of all files below a folder that are no engines, sidecars or the like that belong there."""
+    """Names of all files below a folder that are no engines, sidecars or the like in their places."""
     belong = (".engine", ".engine.json", ".lock", ".cache")
-    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.endswith(belong)]
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return [name for name in names if not name.endswith(belong) or name.startswith(".") or "/." in name]
 
 
 def assert_same(found, expected, atol=1e-4):

@@ -20,7 +20,7 @@ pytest_plugins = ("fakes.fixtures",)
 
 
 @pytest.fixture
-def auto(machine, tiny_model, cache):
+def auto(machine, tiny_model, cache_dir):
     """What ``auto`` takes for the tiny model on a GPU, and why; engines run on the CPU all the same."""
     machine.monkeypatch.setattr(load, "Engine", on_cpu(load.Engine))
 
@@ -29,7 +29,7 @@ def auto(machine, tiny_model, cache):
         network = DSVT(folder.model).eval().requires_grad_(False)
         load_weights(network, read_weights(folder.weights), "weights")
         profile = ProfileConfig(tuple(voxels), dynamic)
-        config = EngineConfig(**{"cache_dir": str(cache), "precision": "fp32", "profile": profile, **options})
+        config = EngineConfig(**{"cache_dir": str(cache_dir), "precision": "fp32", "profile": profile, **options})
         before = machine.builds()
         networks, reason = open_networks("auto", network, folder, folder.weights, torch.device("cuda"), config)
         assert machine.builds() == before, "auto never builds"
@@ -136,7 +136,7 @@ def test_damaged_sidecars(auto, built):
     assert auto()[0] == "torch"
 
 
-def test_a_folder_that_says_how_much_room_there_is(auto, open_tiny, cache, export_folder):
+def test_a_folder_that_says_how_much_room_there_is(auto, open_tiny, cache_dir, export_folder):
     """Without sizes of the user's, those of the folder's own networks count."""
     folder = export_folder(ExportOptions(voxels=256))
     assert auto(model=folder, voxels=[])[0] == "torch"

@@ -82,13 +82,13 @@ def flip(path, position):
     path.write_bytes(content)
 
 
-def test_the_right_engines(machine, take, engines, cache, torch_boxes):
+def test_the_right_engines(machine, take, engines, cache_dir, torch_boxes):
     before = {path.name: path.read_bytes() for path in engines.iterdir()}
     detector = take()
     assert str(engines / "sparse.engine") in detector.backend_reason
     assert_same(detector.detect(tiny_points(400)), torch_boxes(400))
     assert not machine.builds()
-    assert not cache.exists(), "nothing is exported either"
+    assert not cache_dir.exists(), "nothing is exported either"
     assert {path.name: path.read_bytes() for path in engines.iterdir()} == before
 
 
