@@ -48,7 +48,7 @@ def open_networks(
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     asked_for = "asked for"
     if backend == "auto":
-        backend, asked_for = _choose(folder, weights, device, config)
+        backend, asked_for = _choose(network, folder, weights, device, config)
     networks: Networks
     if backend == "onnxruntime":
         from dsvt_ros.backends.onnxruntime import load_networks as load_onnxruntime
@@ -66,16 +66,18 @@ def open_networks(
     return networks, reason
 
 
-def _choose(folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig) -> tuple[str, str]:
+def _choose(
+    network: DSVT, folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig
+) -> tuple[str, str]:
     """The backend for ``auto``, and why: the fastest one that is ready, for building engines takes minutes."""
     if device.type != "cuda":
         # Measured on two CPU cores with the demo model: ONNX Runtime takes a tenth less or more, by how the threads of
         # OpenMP wait, and has to be exported to first.
         return "torch", "chosen by auto: needs no export, and nothing else here is much faster"
-    from dsvt_ros.backends.tensorrt.load import engines_ready
+    from dsvt_ros.backends.tensorrt.load import Source, engines_ready
 
     try:
-        ready = engines_ready(folder, weights, device, config)
+        ready = engines_ready(Source(network, folder, weights, device, config))
     except EngineError as error:
         return "torch", f"chosen by auto: {error}"
     if ready:

@@ -45,35 +45,75 @@ def exported_model(
     config: EngineConfig,
     objection: Callable[[Manifest], str] = lambda _: "",
 ) -> ExportedModel:
-    """The networks of a model folder where they suit; otherwise those of the cache, exported first if need be.
+    """What `find_export` finds; exported into the cache first if it finds nothing.
 
     Args:
-        network: The model, for an export.
-        folder: Its folder.
-        weights: Weights file.
-        options: How to export what the folder does not have.
-        config: Names the cache folder.
-        objection: Why a folder's export of these weights is of no use; empty if it is.
+        network: The model with its weights.
+        folder: As for `find_export`, like all that follows.
+        weights: The same.
+        options: The same.
+        config: The same.
+        objection: The same.
 
     Raises:
         EngineError: The folder's files are damaged or do not belong together, or the export fails.
     """
-    model_hash, weights_hash = model_sha256(folder.model), weights_sha256(weights)
+    found = find_export(folder, weights, options, config, objection)
+    if found is not None:
+        return found
+    _LOG.info("exporting %s to ONNX (%s), once for these weights", folder.model.name, options.precision)
+    networks, files = export_networks(network, options)
+    manifest = manifest_for(folder.model, options, networks, files, weights_sha256(weights))
+    path = _cached(folder, weights, options, config)
+    try:
+        _publish(path, files, manifest)
+    except OSError as error:
+        _LOG.warning("cannot keep the export in %s (%s): the next start exports again", path, error)
+        return ExportedModel(manifest, files, "this process")
+    return ExportedModel(manifest, files, str(path))
+
+
+def find_export(
+    folder: ModelFolder,
+    weights: Path,
+    options: ExportOptions,
+    config: EngineConfig,
+    objection: Callable[[Manifest], str] = lambda _: "",
+) -> ExportedModel | None:
+    """The networks of a model folder where they suit, otherwise those of the cache; None without either.
+
+    Args:
+        folder: The model's folder.
+        weights: Weights file.
+        options: What is asked of the cache.
+        config: Names the cache folder.
+        objection: Why a folder's export of these weights is of no use; empty if it is.
+
+    Raises:
+        EngineError: The folder's files are damaged or do not belong together.
+    """
     if (folder.path / MANIFEST).is_file():
         manifest = read_manifest(folder.path)
         reason = objection(manifest)
         if manifest.interface != "dsvt_ros":
             reason = f"they have the interface {manifest.interface}"
-        if manifest.weights_sha256 != weights_hash:
+        if manifest.weights_sha256 != weights_sha256(weights):
             reason = "they were exported with other weights"
-        if not reason and manifest.model_sha256 != model_hash:
+        if not reason and manifest.model_sha256 != model_sha256(folder.model):
             raise EngineError(
                 f"{folder.path}: the model section of its model.yaml has changed since the export; export it again"
             )
         if not reason:
             return ExportedModel(manifest, read_networks(folder.path, manifest), str(folder.path))
         _LOG.info("the networks in %s are not used: %s", folder.path, reason)
-    return _from_cache(network, folder, options, weights_hash, config)
+    path = _cached(folder, weights, options, config)
+    try:
+        manifest = read_manifest(path)
+        return ExportedModel(manifest, read_networks(path, manifest), str(path))
+    except EngineError as error:
+        if path.exists():
+            _LOG.warning("the cached export is of no use: %s", error)
+    return None
 
 
 def read_networks(folder: Path, manifest: Manifest) -> dict[str, bytes]:
@@ -92,28 +132,11 @@ def cache_folder(config: EngineConfig) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsvt_ros"
 
 
-def _from_cache(
-    network: DSVT, folder: ModelFolder, options: ExportOptions, weights_hash: str, config: EngineConfig
-) -> ExportedModel:
-    """Networks from the cache; exported first if they are missing or damaged."""
-    wanted = manifest_for(folder.model, options, {}, {}, weights_hash)
+def _cached(folder: ModelFolder, weights: Path, options: ExportOptions, config: EngineConfig) -> Path:
+    """Where the cache keeps an export; its name follows from all that shapes the files."""
+    wanted = manifest_for(folder.model, options, {}, {}, weights_sha256(weights))
     key = hashlib.sha256(wanted.to_json().encode()).hexdigest()[:20]
-    path = cache_folder(config) / "onnx" / f"{folder.model.name}-{key}"
-    try:
-        manifest = read_manifest(path)
-        return ExportedModel(manifest, read_networks(path, manifest), str(path))
-    except EngineError as error:
-        if path.exists():
-            _LOG.warning("the cached export is exported again: %s", error)
-    _LOG.info("exporting %s to ONNX (%s), once for these weights", folder.model.name, options.precision)
-    networks, files = export_networks(network, options)
-    manifest = manifest_for(folder.model, options, networks, files, weights_hash)
-    try:
-        _publish(path, files, manifest)
-    except OSError as error:
-        _LOG.warning("cannot keep the export in %s (%s): the next start exports again", path, error)
-        return ExportedModel(manifest, files, "this process")
-    return ExportedModel(manifest, files, str(path))
+    return cache_folder(config) / "onnx" / f"{folder.model.name}-{key}"
 
 
 def _publish(path: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:

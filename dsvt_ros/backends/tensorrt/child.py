@@ -164,7 +164,8 @@ def _set_types(network: trt.INetworkDefinition, config: trt.IBuilderConfig, requ
         layer: trt.ILayer = network.get_layer(index)
         if layer.name in single and hasattr(layer, "precision") and hasattr(layer, "set_output_type"):
             layer.precision = trt.DataType.FLOAT
-            layer.set_output_type(0, trt.DataType.FLOAT)
+            for number in range(layer.num_outputs):
+                layer.set_output_type(number, trt.DataType.FLOAT)
             single.remove(layer.name)
     return sorted(single)
 

@@ -22,9 +22,9 @@ from dsvt_ros.backends.tensorrt.self_test import check_against_torch
 from dsvt_ros.capacity import capacity_for, default_voxels
 from dsvt_ros.config import EngineConfig, ModelConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.export.cache import cache_folder, exported_model
+from dsvt_ros.export.cache import ExportedModel, cache_folder, exported_model, find_export
 from dsvt_ros.export.folder import ExportOptions, model_sha256
-from dsvt_ros.export.manifest import MANIFEST, ExportedNetwork, Manifest, read_checked, read_manifest
+from dsvt_ros.export.manifest import ExportedNetwork, Manifest, read_checked, read_manifest
 from dsvt_ros.export.networks import Specs, dense_specs, sparse_specs
 from dsvt_ros.model.checkpoint import weights_sha256
 from dsvt_ros.model.dsvt import DSVT
@@ -106,14 +106,22 @@ def planned_engines(source: Source) -> Iterator[PlannedEngine]:
         EngineError: The networks cannot be exported, or were exported for something else.
     """
     require_gpu(source.device)
-    config, model = source.config, source.folder.model
-    options = ExportOptions(precision=config.precision, layer_norm="decomposed" if _decompose() else "fused")
+    config = source.config
     exported = exported_model(
-        source.network, source.folder, source.weights, options, config, lambda manifest: _objection(manifest, config)
+        source.network,
+        source.folder,
+        source.weights,
+        _export_options(config),
+        config,
+        lambda manifest: _objection(manifest, config),
     )
+    yield from _planned(source, exported)
+
+
+def _planned(source: Source, exported: ExportedModel) -> Iterator[PlannedEngine]:
     for name, network in exported.manifest.networks.items():
         onnx = exported.files[network.file]
-        for profile in _profiles(model, network, config):
+        for profile in _profiles(source.folder.model, network, source.config):
             yield PlannedEngine(_spec(source, name, exported.manifest, onnx, profile), onnx, network.single_precision)
 
 
@@ -165,33 +173,34 @@ def engine_folder(config: EngineConfig) -> Path:
     return cache_folder(config) / "tensorrt"
 
 
-def engines_ready(folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig) -> bool:
-    """Whether engines for these weights, this GPU and this configuration lie in the cache or were given by path.
+def engines_ready(source: Source) -> bool:
+    """Whether loading would build nothing: all engines lie in the cache or are given by path.
 
     Raises:
-        EngineError: TensorRT is missing, or the model folder's manifest is damaged.
+        EngineError: TensorRT is missing, or the model folder's export is damaged.
     """
     require_tensorrt()
-    if config.sparse_path and config.dense_path:
+    config = source.config
+    given = {"sparse": config.sparse_path, "dense": config.dense_path}
+    if all(given.values()):
         return True
-    identity = _identity(folder, weights, device)
-    wanted = {**identity, "precision": config.precision, **_effort(config)}
-    found = [spec for spec in specs_in(engine_folder(config)) if wanted.items() <= spec.items()]
-    sizes = config.profile.voxels or (_exported_room(folder, identity, config) or default_voxels(folder.model),)
-    rooms: set[tuple[int, ...]] = {sizes} if config.profile.dynamic else {(size, size, size) for size in sizes}
-    profiles = [spec["profile"].get("voxel_features") for spec in found if spec["network"] == "sparse"]
-    there = {tuple(shape[0] for shape in profile) for profile in profiles if profile}
-    dense = bool(config.dense_path) or any(spec["network"] == "dense" for spec in found)
-    return dense and (bool(config.sparse_path) or rooms <= there)
+    exported = find_export(
+        source.folder,
+        source.weights,
+        _export_options(config),
+        config,
+        lambda manifest: _objection(manifest, config),
+    )
+    if exported is None:
+        return False
+    there = specs_in(engine_folder(config))
+    wanted = [planned.spec for planned in _planned(source, exported) if not given[planned.spec.network]]
+    return all(spec.content() in there for spec in wanted)
 
 
-def _exported_room(folder: ModelFolder, identity: dict[str, str], config: EngineConfig) -> int | None:
-    """Voxels that the model folder's own networks have room for; None if they are not used or have no limit."""
-    if not (folder.path / MANIFEST).is_file():
-        return None
-    manifest = read_manifest(folder.path)
-    used = manifest.weights_sha256 == identity["weights_sha256"] and not _objection(manifest, config)
-    return manifest.capacity.voxels if used and manifest.capacity else None
+def _export_options(config: EngineConfig) -> ExportOptions:
+    """What engines are built from; counts stay open until then."""
+    return ExportOptions(precision=config.precision, layer_norm="decomposed" if _decompose() else "fused")
 
 
 def _objection(manifest: Manifest, config: EngineConfig) -> str:
@@ -303,15 +312,6 @@ def _spec(
         optimization_level=config.optimization_level,
         tactic_sources=config.tactic_sources,
     )
-
-
-def _effort(config: EngineConfig) -> dict[str, Any]:
-    """What a configuration says about building, as sidecars have it."""
-    return {
-        "workspace_mib": config.workspace_mib,
-        "optimization_level": config.optimization_level,
-        "tactic_sources": list(config.tactic_sources),
-    }
 
 
 def _identity(folder: ModelFolder, weights: Path, device: torch.device) -> dict[str, str]:
