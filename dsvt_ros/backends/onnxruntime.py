@@ -16,7 +16,13 @@ from dsvt_ros.errors import EngineError
 from dsvt_ros.export.cache import exported_model
 from dsvt_ros.export.folder import ExportOptions
 from dsvt_ros.export.manifest import ExportedNetwork, Manifest
-from dsvt_ros.export.networks import PARTITION_TENSORS, partition_from_tensors, sparse_inputs, tensors_for
+from dsvt_ros.export.networks import (
+    PARTITION_TENSORS,
+    maps_from_tensors,
+    partition_from_tensors,
+    sparse_inputs,
+    tensors_for,
+)
 from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import ModelFolder
@@ -87,14 +93,8 @@ class OnnxRuntimeNetworks:
             EngineError: Running fails.
         """
         outputs = self._dense.run({"bev": bev})
-        maps = {spec.name: values.float() for spec, values in zip(self._dense.outputs, outputs, strict=True)}
-        return HeadMaps(
-            heatmap=maps["heatmap"],
-            center=maps["center"],
-            center_z=maps["center_z"],
-            dim=maps["dim"],
-            rot=maps["rot"],
-            iou=maps.get("iou"),
+        return maps_from_tensors(
+            {spec.name: values for spec, values in zip(self._dense.outputs, outputs, strict=True)}
         )
 
 

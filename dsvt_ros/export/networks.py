@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -186,6 +186,11 @@ def sparse_inputs(features: Tensor, partition: SetPartition) -> dict[str, Tensor
             values: Tensor = getattr(shift, field.name)
             inputs[f"{field.name}_shift_{number}"] = values if values.dtype == torch.bool else values.int()
     return inputs
+
+
+def maps_from_tensors(tensors: Mapping[str, Tensor]) -> HeadMaps:
+    """The head's maps in float32 from the outputs of the exported dense network by name."""
+    return HeadMaps(**{name: tensors[name].float() if name in tensors else None for name in MAPS})  # type: ignore[arg-type]
 
 
 def sparse_specs(model: ModelConfig, capacity: Capacity | None, float_type: str) -> Specs:

@@ -11,7 +11,13 @@ from torch import Tensor
 from dsvt_ros.backends.tensorrt.api import GpuError, logger, trt, type_name, usable_gpu
 from dsvt_ros.capacity import write_padded
 from dsvt_ros.errors import EngineError
-from dsvt_ros.export.networks import PARTITION_TENSORS, TensorSpec, partition_from_tensors, tensors_for
+from dsvt_ros.export.networks import (
+    PARTITION_TENSORS,
+    TensorSpec,
+    maps_from_tensors,
+    partition_from_tensors,
+    tensors_for,
+)
 from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.structures import SetPartition
 
@@ -240,15 +246,7 @@ class TensorRtNetworks:
             EngineError: Running fails.
         """
         self._dense.tensors()["bev"].copy_(bev)
-        maps = {name: values.float() for name, values in self._dense.run().items()}
-        return HeadMaps(
-            heatmap=maps["heatmap"],
-            center=maps["center"],
-            center_z=maps["center_z"],
-            dim=maps["dim"],
-            rot=maps["rot"],
-            iou=maps.get("iou"),
-        )
+        return maps_from_tensors(self._dense.run())
 
 
 def _room(engine: Engine) -> int:
