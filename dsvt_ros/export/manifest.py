@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise EngineError(f"{folder} has no {MANIFEST}: write one with dsvt export --output {folder}")
+        raise EngineError(f"{folder} has no {MANIFEST}: export the model (dsvt export --output DIR) and name DIR")
     try:
         content = json.loads(path.read_text())
         if content["schema_version"] != SCHEMA_VERSION:

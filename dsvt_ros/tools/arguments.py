@@ -20,18 +20,28 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help=f"{', '.join(embedded_models())}, a model folder or its model.yaml (default: %(default)s)",
     )
+    add_weights_option(parser)
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="who runs the networks (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_override_option(parser, "postprocess.score_threshold=0.4")
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--weights``."""
     parser.add_argument(
         "--weights", metavar="FILE", help="weights, .safetensors or a pcdet .pth (default: the model's)"
     )
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="who runs the networks (default: auto)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def add_override_option(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add ``--set``."""
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
         action="append",
         default=[],
         dest="overrides",
-        help="an option such as postprocess.score_threshold=0.4; may be repeated",
+        help=f"an option such as {example}; may be repeated",
     )
 
 

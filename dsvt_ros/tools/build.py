@@ -29,7 +29,13 @@ from dsvt_ros.model.folder import ModelFolder, embedded_models, open_model
 from dsvt_ros.postprocess import no_boxes
 from dsvt_ros.profile_plan import CloudCounts, ProfilePlan, plan_profile
 from dsvt_ros.structures import DeviceBoxes
-from dsvt_ros.tools.arguments import add_columns_option, columns_from, overrides_from
+from dsvt_ros.tools.arguments import (
+    add_columns_option,
+    add_override_option,
+    add_weights_option,
+    columns_from,
+    overrides_from,
+)
 from dsvt_ros.tools.progress import terminal_progress
 
 RELEASE = "dsvt"
@@ -82,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model", metavar="MODEL", help=f"{', '.join(embedded_models())}, a model folder (exported or not) or model.yaml"
     )
-    parser.add_argument(
-        "--weights", metavar="FILE", help="weights, .safetensors or a pcdet .pth (default: the model's)"
-    )
+    add_weights_option(parser)
     parser.add_argument(
         "--profile",
         metavar="voxels=N",
@@ -93,14 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the engines in place of the cache")
     parser.add_argument("--device", default="auto", help="auto, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="an option such as engine.precision=fp32; may be repeated",
-    )
+    add_override_option(parser, "engine.precision=fp32")
     parser.add_argument(
         "--plan",
         nargs="+",
