@@ -106,11 +106,18 @@ class ModelConfig:
     backbone_3d: Backbone3dConfig = option(help="set-attention backbone")
     backbone_2d: Backbone2dConfig = option(help="BEV backbone")
     head: HeadConfig = option(help="detection head")
+    sweeps: int = option(
+        1,
+        help="sweeps that the network sees at once; with more than one, the feature time is their age, s (newest 0)",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
         if names[:3] != ["x", "y", "z"]:
             raise ConfigError(f"features must start with x, y, z; got {', '.join(names)}")
+        if self.sweeps > 1 and "time" not in names:
+            raise ConfigError(f"a model of {self.sweeps} sweeps needs a feature time; it has {', '.join(names)}")
         backbone = self.backbone_3d
         if backbone.channels != self.encoder.channels[-1]:
             raise ConfigError(
@@ -199,13 +206,37 @@ class PreprocessConfig:
         minimum=0.0,
         live=True,
     )
+    sweeps: int = option(
+        0,
+        help="how many sweeps the network sees at once, for models with a feature time; 0: as it was trained",
+        minimum=0,
+        maximum=100,
+        live=True,
+    )
+    max_sweep_age: float = option(
+        0.5,
+        help="sweeps older than this are left out, s; networks know no ages beyond those of their training",
+        minimum=0.0,
+        maximum=10.0,
+        live=True,
+    )
+    motion_compensation: bool = option(
+        False,
+        help="move each point to where the sensor stood at the cloud's stamp, by the cloud's time of each point",
+    )
+    mounting: tuple[float, ...] = option(
+        (),
+        help="pose of the sensor in the odometry's child frame: x, y, z (m), roll, pitch, yaw (rad); empty: from "
+        "static TF, or sensor_pose",
+    )
 
     def __post_init__(self) -> None:
-        if len(self.sensor_pose) not in (0, 6):
-            raise ConfigError(
-                f"preprocess.sensor_pose takes 6 numbers (x, y, z, roll, pitch, yaw) or none, "
-                f"got {len(self.sensor_pose)}"
-            )
+        for name in ("sensor_pose", "mounting"):
+            if len(getattr(self, name)) not in (0, 6):
+                raise ConfigError(
+                    f"preprocess.{name} takes 6 numbers (x, y, z, roll, pitch, yaw) or none, "
+                    f"got {len(getattr(self, name))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -302,6 +333,11 @@ class DetectorConfig:
                     f"postprocess.{name} needs one value or one for each of {', '.join(model.class_names)}; "
                     f"got {len(values)}"
                 )
+        if self.preprocess.sweeps > 1 and "time" not in model.feature_names:
+            raise ConfigError(
+                f"preprocess.sweeps is {self.preprocess.sweeps}, but model {model.name} has no feature time: "
+                "it takes single sweeps"
+            )
 
 
 # --------------------------------------------------------------------------------------------- reading values

@@ -1,7 +1,17 @@
+import dataclasses
+
 import pytest
 import yaml
 
-from dsvt_ros.config import DetectorConfig, ModelConfig, flatten, from_mapping, parse_assignment, with_overrides
+from dsvt_ros.config import (
+    DetectorConfig,
+    ModelConfig,
+    PointFeature,
+    flatten,
+    from_mapping,
+    parse_assignment,
+    with_overrides,
+)
 from dsvt_ros.errors import ConfigError
 from dsvt_ros.model.folder import embedded_models, open_model
 
@@ -27,6 +37,8 @@ def test_overrides_reach_the_leaf():
         ("preprocess.sensor_pose", [1, 2], "takes 6 numbers"),
         ("preprocess.sensor_pose", "1", "must be a list"),
         ("preprocess.min_range", -1, "at least 0.0"),
+        ("preprocess.sweeps", -1, "at least 0"),
+        ("preprocess.mounting", [0, 0, 1.7], r"preprocess\.mounting takes 6 numbers"),
     ],
 )
 def test_impossible_values_say_what_is_allowed(key, value, message):
@@ -73,12 +85,22 @@ def test_grid_is_rounded_and_checked():
         ({"class_nams": []}, "did you mean model.class_names"),
         ({"encoder": {"channels": [64, 32]}}, "must equal"),
         ({"voxel_size": [0.32, 0.32]}, "needs 3 values"),
+        ({"sweeps": 10}, "a model of 10 sweeps needs a feature time; it has x, y, z, intensity"),
+        ({"sweeps": 0}, "at least 1"),
     ],
 )
 def test_wrong_descriptions_are_refused(change, message):
     content = yaml.safe_load((open_model("demo").path / "model.yaml").read_text())["model"]
     with pytest.raises(ConfigError, match=message):
         from_mapping(ModelConfig, content | change, path="model.")
+
+
+def test_several_sweeps_need_a_feature_time():
+    demo = open_model("demo").model
+    config = with_overrides(DetectorConfig(), {"preprocess.sweeps": 3})
+    with pytest.raises(ConfigError, match=r"preprocess\.sweeps is 3, but model demo has no feature time"):
+        config.check_against(demo)
+    config.check_against(dataclasses.replace(demo, features=(*demo.features, PointFeature("time"))))
 
 
 def test_missing_keys_are_named():
