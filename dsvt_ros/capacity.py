@@ -10,9 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from dsvt_ros.config import ModelConfig
+from dsvt_ros.config import Cells, ModelConfig
 from dsvt_ros.structures import SetPartition, Voxels
+
+
+@dataclass(frozen=True)
+class StageCapacity:
+    """Room of one stage.
+
+    Attributes:
+        voxels: Voxels.
+        sets: Sets of each window shift, enough for any arrangement of the voxels; 0 for a shift without sets.
+    """
+
+    voxels: int
+    sets: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -20,31 +34,52 @@ class Capacity:
     """Room of a network for one cloud.
 
     Attributes:
-        voxels: Voxels.
-        sets: Sets of each window shift; enough for any arrangement of `voxels` voxels.
+        stages: Of each stage; what fits into the first one fits into all.
     """
 
-    voxels: int
-    sets: tuple[int, int]
+    stages: tuple[StageCapacity, ...]
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of a cloud."""
+        return self.stages[0].voxels
 
 
 def capacity_for(model: ModelConfig, voxels: int) -> Capacity:
-    """The capacity with room for `voxels` voxels of one cloud.
+    """The capacity with room for `voxels` voxels of one cloud."""
+    stages: list[StageCapacity] = []
+    for stage, grid, shifts in zip(model.backbone_3d.stages, model.stage_grids, model.backbone_3d.shifts, strict=True):
+        if stages:
+            voxels = min(voxels, grid[0] * grid[1] * grid[2])
+        most = [
+            _most_sets(grid, window, offset, voxels, stage.set_size) if shift in shifts else 0
+            for shift, (window, offset) in enumerate(zip(stage.windows, stage.offsets, strict=True))
+        ]
+        stages.append(StageCapacity(voxels, (most[0], most[1])))
+    return Capacity(tuple(stages))
+
+
+def _most_sets(grid: Cells, window: Cells, offset: Cells, voxels: int, set_size: int) -> int:
+    """Sets that so many voxels make at most.
 
     A window with n voxels has ceil(n / L) <= (n + L - 1) / L sets of L slots. Over W occupied windows that makes at
     most (V + W (L - 1)) / L, and no more windows can be occupied than there are voxels or windows on the grid.
     """
-    backbone = model.backbone_3d
-    size = backbone.set_size
-    sets = []
-    for window, offset in zip(backbone.windows, backbone.offsets, strict=True):
-        windows = 1
-        for axis, cells in enumerate(model.grid_size):
-            # As in set_partition.py: a window as tall as the grid is not shifted in z.
-            shift = offset[axis] if axis < 2 or window[axis] < cells else 0
-            windows *= (cells - 1 + shift) // window[axis] - shift // window[axis] + 1
-        sets.append(max(1, (voxels + min(windows, voxels) * (size - 1)) // size))
-    return Capacity(voxels, (sets[0], sets[1]))
+    windows = 1
+    for axis, cells in enumerate(grid):
+        # As in set_partition.py: a window as tall as the grid is not shifted in z.
+        shift = offset[axis] if axis < 2 or window[axis] < cells else 0
+        windows *= (cells - 1 + shift) // window[axis] - shift // window[axis] + 1
+    return max(1, (voxels + min(windows, voxels) * (set_size - 1)) // set_size)
+
+
+def counts_of(partition: SetPartition) -> Capacity:
+    """What a cloud needs: its own voxels and sets."""
+    stages = []
+    for stage in partition.stages:
+        first, second = (0 if sets is None else sets.indices.shape[1] for sets in stage.sets)
+        stages.append(StageCapacity(len(stage.cells[0]), (first, second)))
+    return Capacity(tuple(stages))
 
 
 def default_voxels(model: ModelConfig) -> int:
@@ -61,19 +96,29 @@ def write_padded(source: SetPartition, target: SetPartition) -> None:
     """Copy a partition into tensors of a network's capacity, whose integers may be of another type.
 
     Padded sets hold voxel 0 in every slot, the first one unmasked, so that their softmax is defined. Padded voxels read
-    slot 0, and nobody reads them.
+    slot 0, are pooled from nothing, and nobody reads them. Coordinates are not copied: no network reads them.
     """
-    for shift, room in zip(source.shifts, target.shifts, strict=True):
-        sets, voxels = shift.set_indices.shape[1], len(shift.cell_of_voxel)
-        room.set_indices[:, :sets].copy_(shift.set_indices)
-        room.set_indices[:, sets:].zero_()
-        room.set_mask[:, :sets].copy_(shift.set_mask)
-        room.set_mask[:, sets:].fill_(True)
-        room.set_mask[:, sets:, 0].fill_(False)
-        room.slot_of_voxel[:, :voxels].copy_(shift.slot_of_voxel)
-        room.slot_of_voxel[:, voxels:].zero_()
-        room.cell_of_voxel[:voxels].copy_(shift.cell_of_voxel)
-        room.cell_of_voxel[voxels:].zero_()
+    for stage, room in zip(source.stages, target.stages, strict=True):
+        for cells, cells_room in zip(stage.cells, room.cells, strict=True):
+            _write(cells, cells_room, 0, 0)
+        for sets, sets_room in zip(stage.sets, room.sets, strict=True):
+            if sets is None or sets_room is None:
+                continue
+            count = sets.indices.shape[1]
+            _write(sets.indices, sets_room.indices, 1, 0)
+            _write(sets.mask, sets_room.mask, 1, True)
+            sets_room.mask[:, count:, 0].fill_(False)
+            _write(sets.slot_of_voxel, sets_room.slot_of_voxel, 1, 0)
+        if stage.pooling is not None and room.pooling is not None:
+            _write(stage.pooling.indices, room.pooling.indices, 0, 0)
+            _write(stage.pooling.mask, room.pooling.mask, 0, True)
+
+
+def _write(values: Tensor, room: Tensor, axis: int, rest: int | bool) -> None:
+    """Copy into the first entries along `axis`, and fill the others."""
+    count = values.shape[axis]
+    room.narrow(axis, 0, count).copy_(values)
+    room.narrow(axis, count, room.shape[axis] - count).fill_(rest)
 
 
 def keep_nearest(voxels: Voxels, model: ModelConfig, limit: int) -> Voxels:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsvt_ros.config import ModelConfig, PostprocessConfig
-from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.postprocess import decode, suppress
+from dsvt_ros.structures import HeadMaps, ProposalMaps
 
 
 @dataclass
@@ -53,7 +54,7 @@ class FoundBoxes:
     """Boxes of one cloud.
 
     Attributes:
-        boxes: (M, 7) boxes after suppression, in the model's frame.
+        boxes: (M, 7) or (M, 9) boxes after suppression, in the model's frame.
         scores: (M,) scores.
         labels: (M,) classes.
         settled: (M,) bool, False for boxes that a small change of a score removes: near the threshold, or near the cut
@@ -169,3 +170,21 @@ def map_differences(
     """Add named tensors of a cloud to their differences."""
     for (name, ours), (_, theirs) in zip(found, expected, strict=True):
         differences.setdefault(name, TensorDifference()).add(ours, theirs)
+
+
+def common_proposals(found: HeadMaps, expected: HeadMaps) -> tuple[HeadMaps, HeadMaps]:
+    """The proposals of one cloud that both runs have, in the same order; other heads' maps as they are.
+
+    Which cells become proposals, and in which order, hangs on tiny differences of scores.
+    """
+    if not isinstance(found, ProposalMaps) or not isinstance(expected, ProposalMaps):
+        return found, expected
+    keys = [maps.label[0].long() * (1 << 32) + maps.cell[0].long() for maps in (found, expected)]
+    rows = (keys[0][:, None] == keys[1][None]).nonzero()
+
+    def pick(maps: ProposalMaps, chosen: Tensor) -> ProposalMaps:
+        values: dict[str, Any] = {entry.name: getattr(maps, entry.name) for entry in fields(maps)}
+        picked: dict[str, Any] = {name: None if v is None else v[..., chosen] for name, v in values.items()}
+        return ProposalMaps(**picked)
+
+    return pick(found, rows[:, 0]), pick(expected, rows[:, 1])

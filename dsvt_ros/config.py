@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import types
 import typing
@@ -53,6 +54,21 @@ class EncoderConfig:
     channels: tuple[int, ...] = option(help="output channels of each layer")
 
 
+Cells = tuple[int, int, int]
+"""Extents in x, y, z, voxels."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Blocks of set attention at one resolution; between two stages, attention pools voxels along z."""
+
+    num_blocks: int = option(help="blocks of two set-attention layers", minimum=1)
+    set_size: int = option(help="voxels that attend together", minimum=1)
+    windows: tuple[Cells, Cells] = option(help="window of each shift, cells in x, y, z", minimum=1)
+    offsets: tuple[Cells, Cells] = option(help="origin offset of each shift, cells", minimum=0)
+    pool_z: int = option(1, help="voxels along z that are pooled after the stage; 1 for the last one", minimum=1)
+
+
 @dataclass(frozen=True)
 class Backbone3dConfig:
     """Set-attention backbone, DSVT section 3."""
@@ -60,10 +76,13 @@ class Backbone3dConfig:
     channels: int = option(help="width of a voxel's feature", minimum=1)
     ffn_channels: int = option(help="hidden width of the feed-forward layers", minimum=1)
     num_heads: int = option(help="attention heads", minimum=1)
-    num_blocks: int = option(help="blocks of two set-attention layers", minimum=1)
-    set_size: int = option(help="voxels that attend together", minimum=1)
-    windows: tuple[tuple[int, int, int], ...] = option(help="window of each shift, cells in x, y, z")
-    offsets: tuple[tuple[int, int, int], ...] = option(help="origin offset of each shift, cells")
+    stages: tuple[StageConfig, ...] = option(help="one for pillars; several for voxels, pooled until they are pillars")
+
+    @property
+    def shifts(self) -> tuple[tuple[int, ...], ...]:
+        """Window shift of each block of each stage; blocks are counted through all stages and alternate."""
+        counts = itertools.count()
+        return tuple(tuple(next(counts) % 2 for _ in range(stage.num_blocks)) for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -73,25 +92,74 @@ class Backbone2dConfig:
     blocks: tuple[int, ...] = option(help="residual blocks of each stage")
     strides: tuple[int, ...] = option(help="stride of each stage's first block")
     channels: tuple[int, ...] = option(help="channels of each stage")
-    upsample_strides: tuple[int, ...] = option(help="upsampling of each stage's output")
+    upsample_strides: tuple[float, ...] = option(help="upsampling of each stage's output; below 1: downsampling")
     upsample_channels: tuple[int, ...] = option(help="channels of each upsampled output")
 
 
+CENTER_BRANCHES = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
+"""Branches of CenterHead beside the heatmap (``hm``), and their channels."""
+PROPOSAL_BRANCHES = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
+"""Branches of TransFusionHead beside the class scores (``heatmap``), and their channels."""
+
+
 @dataclass(frozen=True)
-class HeadConfig:
+class CenterHeadConfig:
     """CenterHead: a heatmap a class and regression maps."""
 
     shared_channels: int = option(help="channels of the shared convolution", minimum=1)
     branches: tuple[str, ...] = option(
         ("center", "center_z", "dim", "rot", "iou", "hm"), help="output maps in state-dict order"
     )
+    groups: tuple[tuple[str, ...], ...] = option((), help="classes of each set of branches; empty: one set for all")
+    bias_before_norm: bool = option(False, help="whether convolutions before a batch norm have a bias")
+    type: Literal["center"] = option("center", help="kind of head")
+
+    def __post_init__(self) -> None:
+        _check_branches(self.branches, CENTER_BRANCHES, ("center", "center_z", "dim", "rot"), "hm")
+
+
+@dataclass(frozen=True)
+class TransFusionHeadConfig:
+    """TransFusionHead: the best cells of a heatmap become proposals, which attend to the map around them."""
+
+    channels: int = option(help="channels of the shared convolution and of a proposal", minimum=1)
+    ffn_channels: int = option(help="hidden width of the decoder's feed-forward layer", minimum=1)
+    num_heads: int = option(help="attention heads", minimum=1)
+    num_proposals: int = option(help="proposals a cloud", minimum=1)
+    branches: tuple[str, ...] = option(
+        ("center", "height", "dim", "rot", "vel", "iou", "heatmap"), help="values of a proposal in state-dict order"
+    )
+    peak_size: int = option(3, help="a proposal is the highest of so many by so many cells; odd", minimum=1)
+    small_classes: tuple[str, ...] = option((), help="classes of which every cell may be a proposal")
+    type: Literal["transfusion"] = option("transfusion", help="kind of head")
+
+    def __post_init__(self) -> None:
+        _check_branches(self.branches, PROPOSAL_BRANCHES, ("center", "height", "dim", "rot"), "heatmap")
+        if self.channels % self.num_heads:
+            raise ConfigError(
+                f"head.channels ({self.channels}) must be a multiple of head.num_heads ({self.num_heads})"
+            )
+        if self.peak_size % 2 == 0:
+            raise ConfigError(f"head.peak_size must be odd, got {self.peak_size}")
+
+
+def _check_branches(
+    branches: tuple[str, ...], known: Mapping[str, int], required: tuple[str, ...], classes: str
+) -> None:
+    missing = [name for name in (*required, classes) if name not in branches]
+    unknown = [name for name in branches if name not in known and name != classes]
+    if missing or unknown or len(set(branches)) != len(branches):
+        raise ConfigError(
+            f"head.branches must name each of {', '.join((*required, classes))} once, and may name "
+            f"{', '.join(sorted(set(known) - set(required)))}; got {', '.join(branches)}"
+        )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A network and the data it was trained for; the content of ``model.yaml``.
 
-    Lengths are metres in the model's frame (REP 103: x forward, y left, z up).
+    Lengths are metres in the model's frame, whose z points up.
     """
 
     name: str = option(help="model name")
@@ -105,7 +173,10 @@ class ModelConfig:
     encoder: EncoderConfig = option(help="pillar encoder")
     backbone_3d: Backbone3dConfig = option(help="set-attention backbone")
     backbone_2d: Backbone2dConfig = option(help="BEV backbone")
-    head: HeadConfig = option(help="detection head")
+    head: CenterHeadConfig | TransFusionHeadConfig = option(help="detection head")
+    axes: Literal["x_forward", "x_right"] = option(
+        "x_forward", help="axes of the model's frame: x forward, y left (REP 103), or x right, y forward (nuScenes)"
+    )
     sweeps: int = option(
         1,
         help="sweeps that the network sees at once; with more than one, the feature time is their age, s (newest 0)",
@@ -128,12 +199,36 @@ class ModelConfig:
             raise ConfigError(
                 f"backbone_3d.channels ({backbone.channels}) must be a multiple of num_heads ({backbone.num_heads})"
             )
-        if len(backbone.windows) != 2 or len(backbone.offsets) != 2:
-            raise ConfigError("backbone_3d needs two windows and two offsets, one for each shift")
+        if not backbone.stages:
+            raise ConfigError("backbone_3d.stages must have at least one stage")
+        heights = [cells for _, _, cells in self.stage_grids]
+        last = backbone.stages[-1]
+        if heights[-1] != 1 or last.pool_z != 1:
+            raise ConfigError(
+                f"the last of backbone_3d.stages must be one voxel high and have pool_z 1; the stages are "
+                f"{', '.join(map(str, heights))} voxels high, and the last one has pool_z {last.pool_z}"
+            )
+        if isinstance(self.head, CenterHeadConfig):
+            named = [name for group in self.head.groups for name in group]
+            if named and sorted(named) != sorted(self.class_names):
+                raise ConfigError(
+                    f"head.groups must name each class once ({', '.join(self.class_names)}); got {', '.join(named)}"
+                )
+        else:
+            for name in self.head.small_classes:
+                if name not in self.class_names:
+                    raise ConfigError(f"head.small_classes names {name}, which is none of the classes")
         stages = {len(getattr(self.backbone_2d, f.name)) for f in dataclasses.fields(self.backbone_2d)}
         if len(stages) != 1:
             raise ConfigError("the lists of backbone_2d must have one entry for each stage")
-        _ = self.grid_size
+        outputs = {
+            math.prod(self.backbone_2d.strides[: i + 1]) / up for i, up in enumerate(self.backbone_2d.upsample_strides)
+        }
+        if len(outputs) != 1 or next(iter(outputs)) % 1:
+            raise ConfigError(
+                f"strides and upsample_strides of backbone_2d must bring all stages to one resolution, a whole number "
+                f"of voxels; they come to {', '.join(f'{stride:g}' for stride in sorted(outputs))} voxels"
+            )
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
@@ -158,6 +253,33 @@ class ModelConfig:
         return cells[0], cells[1], cells[2]
 
     @property
+    def stage_grids(self) -> tuple[Cells, ...]:
+        """Cells in x, y, z of each stage of the set-attention backbone."""
+        nx, ny, nz = self.grid_size
+        grids = []
+        for stage in self.backbone_3d.stages:
+            grids.append((nx, ny, nz))
+            nz = -(-nz // stage.pool_z)
+        return tuple(grids)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Columns and rows of the head's maps, along x and y."""
+        columns, rows, _ = self.grid_size
+        stage = self.backbone_2d
+        first = stage.upsample_strides[0]
+        # A 3x3 convolution with padding rounds up, one that downsamples by its own size rounds down.
+        return (
+            math.floor(((columns - 1) // stage.strides[0] + 1) * first),
+            math.floor(((rows - 1) // stage.strides[0] + 1) * first),
+        )
+
+    @property
+    def box_size(self) -> int:
+        """Columns of a box: 9 with a velocity, 7 without."""
+        return 9 if "vel" in self.head.branches else 7
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the input columns, in order."""
         return tuple(feature.name for feature in self.features)
@@ -165,7 +287,7 @@ class ModelConfig:
     @property
     def output_stride(self) -> int:
         """Voxels along one side of a cell of the head's maps."""
-        return self.backbone_2d.strides[0] // self.backbone_2d.upsample_strides[0]
+        return round(self.backbone_2d.strides[0] / self.backbone_2d.upsample_strides[0])
 
 
 # ------------------------------------------------------------------------------------------- run-time options
@@ -252,10 +374,16 @@ class PostprocessConfig:
     )
     max_candidates: int = option(500, help="peaks kept a class and overall before NMS", minimum=1, maximum=4096)
     iou_rectifier: tuple[float, ...] = option((), help="weight of the predicted IoU in the score, a class; empty: none")
-    nms_iou: tuple[float, ...] = option((0.7,), help="BEV IoU above which the lower-scored box of a class is dropped")
+    nms_iou: tuple[float, ...] = option(
+        (0.7,), help="BEV IoU above which the lower-scored box of a class is dropped; 1: none is"
+    )
+    nms_classes: Literal["own", "group"] = option(
+        "own", help="which classes a box may suppress: its own, or all of its group of head branches"
+    )
+    max_boxes: tuple[int, ...] = option((), help="boxes of a class that NMS leaves at most; empty: no limit", minimum=1)
     nms_geometry: Literal["exact", "dsvt_release"] = option(
         "exact",
-        help="dsvt_release: every box turned by 90 degrees, as in the published kernel",
+        help="dsvt_release: every box turned by 90 degrees, as in the kernel that CenterHead was published with",
         live=True,
     )
     center_range: tuple[float, ...] = option((), help="x, y, z minimum and maximum of box centres, m; empty: no limit")
@@ -326,7 +454,7 @@ class DetectorConfig:
 
     def check_against(self, model: ModelConfig) -> None:
         """Raise `ConfigError` where a per-class list does not fit the model's classes."""
-        for name in ("iou_rectifier", "nms_iou"):
+        for name in ("iou_rectifier", "nms_iou", "max_boxes"):
             values = getattr(self.postprocess, name)
             if len(values) not in (0, 1, len(model.class_names)):
                 raise ConfigError(
@@ -451,9 +579,7 @@ def _convert(hint: Any, value: Any, path: str, described: dataclasses.Field[Any]
             raise ConfigError(f"{path} must be one of {', '.join(map(str, arguments))}; got {value!r}")
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, path, described)
+        return _convert(_of_type(arguments, value, path), value, path, described)
     if origin is tuple:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = [value]
@@ -473,6 +599,15 @@ def _convert(hint: Any, value: Any, path: str, described: dataclasses.Field[Any]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_range(value, path, described)
     return value
+
+
+def _of_type(choices: tuple[Any, ...], value: Any, path: str) -> Any:
+    """Which of several dataclasses the key ``type`` of a mapping names; the first one if it names none."""
+    kinds = {typing.get_args(typing.get_type_hints(choice)["type"])[0]: choice for choice in choices}
+    kind = value.get("type", next(iter(kinds))) if isinstance(value, Mapping) else next(iter(kinds))
+    if kind not in kinds:
+        raise ConfigError(f"{path}.type must be one of {', '.join(kinds)}; got {kind!r}")
+    return kinds[kind]
 
 
 def _check_range(value: float, path: str, described: dataclasses.Field[Any]) -> None:

@@ -186,11 +186,11 @@ class Detector:
         """The stages of the detector, from (N, C) points in the model's frame to boxes."""
         voxels = self._voxelize(points)
         if len(voxels) == 0:  # the dense network would see objects in its own biases
-            return no_boxes(points)
+            return no_boxes(self.model, points)
         features = self._encode(voxels)
-        partition = self._partition(voxels.coords, self.model.grid_size, self.model.backbone_3d)
+        partition = self._partition(voxels.coords, self.model)
         features = self._sparse(features, partition)
-        bev = self._scatter(features, voxels.coords, self.model.grid_size, voxels.batch_size)
+        bev = self._scatter(features, partition.coords, self.model.grid_size, voxels.batch_size)
         maps = self._dense(bev)
         candidates = self._decode(maps, self.model, self.config.postprocess)
         return self._suppress(candidates, self.model, self.config.postprocess)

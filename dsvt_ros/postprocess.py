@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dsvt_ros.box_geometry import iou_matrix
-from dsvt_ros.config import ModelConfig, PostprocessConfig
-from dsvt_ros.model.center_head import HeadMaps
-from dsvt_ros.structures import DeviceBoxes
+from dsvt_ros.config import CenterHeadConfig, ModelConfig, PostprocessConfig
+from dsvt_ros.structures import CenterMaps, DeviceBoxes, HeadMaps, ProposalMaps
 
 
 def decode(maps: HeadMaps, model: ModelConfig, config: PostprocessConfig, cloud: int = 0) -> DeviceBoxes:
-    """Turn the highest peaks of one cloud's heatmaps into boxes (OpenPCDet ``decode_bbox_from_heatmap``).
+    """Turn what the head says about one cloud into boxes.
 
-    A centre lies at ``(column + offset) * cell + minimum``; the cell's centre is not added. The threshold applies to
-    the heatmap's score, before rectification.
+    The threshold applies to the heatmap's score, before rectification.
 
     Args:
         maps: Raw maps of B clouds.
@@ -26,65 +25,136 @@ def decode(maps: HeadMaps, model: ModelConfig, config: PostprocessConfig, cloud:
         cloud: Which of the B clouds.
 
     Returns:
-        `max_candidates` boxes by descending heatmap score.
+        Candidates by descending heatmap score: `max_candidates` for each group of CenterHead, or all proposals.
     """
-    heatmap = maps.heatmap[cloud].float().sigmoid()
-    _, rows, columns = heatmap.shape
-    count = min(config.max_candidates, heatmap.numel())
-    score, index = torch.topk(heatmap.reshape(-1), count)
-    label = index // (rows * columns)
-    cell = index % (rows * columns)
-
-    def at_peaks(values: Tensor) -> Tensor:
-        return values[cloud].float().flatten(1)[:, cell].T
-
-    step = score.new_tensor(model.voxel_size[:2]) * model.output_stride
-    corner = torch.stack([cell % columns, cell // columns], dim=1)
-    center = (corner + at_peaks(maps.center)) * step + score.new_tensor(model.point_cloud_range[:2])
-    rotation = at_peaks(maps.rot)
-    yaw = torch.atan2(rotation[:, 1], rotation[:, 0])
-    boxes = torch.cat([center, at_peaks(maps.center_z), at_peaks(maps.dim).exp(), yaw[:, None]], dim=1)
-
+    found = _peaks(maps, model, config, cloud) if isinstance(maps, CenterMaps) else _proposals(maps, model, cloud)
+    boxes, score, label, iou = found
     keep = score > config.score_threshold
     if config.center_range:
         limits = score.new_tensor(config.center_range)
         keep &= ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
-    if config.iou_rectifier and maps.iou is not None:
+    if config.iou_rectifier and iou is not None:
         weight = _per_class(config.iou_rectifier, model, score)[label]
-        iou = ((at_peaks(maps.iou)[:, 0] + 1) / 2).clamp(0, 1)
-        score = score ** (1 - weight) * iou**weight
+        score = score ** (1 - weight) * ((iou + 1) / 2).clamp(0, 1) ** weight
     return DeviceBoxes(boxes, score, label, keep)
 
 
+# Boxes, heatmap scores, labels and, where the head predicts it, the IoU.
+_Candidates = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def _peaks(maps: CenterMaps, model: ModelConfig, config: PostprocessConfig, cloud: int) -> _Candidates:
+    """The highest peaks of CenterHead's heatmaps (OpenPCDet ``decode_bbox_from_heatmap``).
+
+    A centre lies at ``(column + offset) * cell + minimum``; the cell's centre is not added.
+    """
+    groups = class_groups(model)
+    heatmap = maps.heatmap[cloud].float().sigmoid()
+    _, rows, columns = heatmap.shape
+    corner = heatmap.new_tensor(model.point_cloud_range[:2])
+    step = heatmap.new_tensor(model.voxel_size[:2]) * model.output_stride
+    parts: list[list[Tensor]] = []
+    for group, scores in enumerate(torch.split(heatmap, [len(classes) for classes in groups])):
+        score, index = torch.topk(scores.flatten(), min(config.max_candidates, scores.numel()))
+        cell = index % (rows * columns)
+
+        def at_peaks(values: Tensor, group: int = group, cell: Tensor = cell) -> Tensor:
+            """(M, n) values of the group's channels."""
+            return values[cloud].float().flatten(1).chunk(len(groups))[group][:, cell].T
+
+        position = torch.stack([cell % columns, cell // columns], dim=1) + at_peaks(maps.center)
+        rotation = at_peaks(maps.rot)
+        columns_of_box = [position * step + corner, at_peaks(maps.center_z), at_peaks(maps.dim).exp()]
+        columns_of_box.append(torch.atan2(rotation[:, 1], rotation[:, 0])[:, None])
+        if maps.vel is not None:
+            columns_of_box.append(at_peaks(maps.vel))
+        label = index.new_tensor(groups[group])[index // (rows * columns)]
+        part = [torch.cat(columns_of_box, dim=1), score, label]
+        parts.append(part if maps.iou is None else [*part, at_peaks(maps.iou)[:, 0]])
+    boxes, score, label, *iou = (torch.cat(values) for values in zip(*parts, strict=True))
+    return boxes, score, label, iou[0] if iou else None
+
+
+def _proposals(maps: ProposalMaps, model: ModelConfig, cloud: int) -> _Candidates:
+    """The proposals of TransFusionHead (upstream ``get_bboxes``), by descending score."""
+    label, cell = maps.label[cloud].long(), maps.cell[cloud].long()
+    score = maps.heatmap[cloud].float().gather(0, label[None])[0].sigmoid() * maps.peak[cloud].float()
+    order = torch.argsort(score, descending=True, stable=True)
+    label, cell, score = label[order], cell[order], score[order]
+
+    def values(branch: Tensor) -> Tensor:
+        return branch[cloud].float().T[order]
+
+    _, rows = model.map_size
+    position = torch.stack([cell // rows, cell % rows], dim=1) + 0.5 + values(maps.center)
+    step = score.new_tensor(model.voxel_size[:2]) * model.output_stride
+    size, rotation = values(maps.dim).exp(), values(maps.rot)
+    columns_of_box = [
+        position * step + score.new_tensor(model.point_cloud_range[:2]),
+        values(maps.height) - size[:, 2:] / 2,
+        size,
+        torch.atan2(rotation[:, 0], rotation[:, 1])[:, None],
+    ]
+    if maps.vel is not None:
+        columns_of_box.append(values(maps.vel))
+    return torch.cat(columns_of_box, dim=1), score, label, None if maps.iou is None else values(maps.iou)[:, 0]
+
+
+def class_groups(model: ModelConfig) -> list[list[int]]:
+    """Labels of the classes that share a set of CenterHead's branches; one group for other heads."""
+    names = model.class_names
+    groups = model.head.groups if isinstance(model.head, CenterHeadConfig) else ()
+    return [[names.index(name) for name in group] for group in groups or (names,)]
+
+
 def suppress(candidates: DeviceBoxes, model: ModelConfig, config: PostprocessConfig) -> DeviceBoxes:
-    """Drop every box that overlaps a better box of its class (greedy NMS on the BEV IoU).
+    """Drop every box that overlaps a better box of its class (greedy NMS on the BEV IoU), or of its group.
 
     Returns:
         The candidates ordered by class, then by descending score, with fewer of them kept.
     """
-    order = torch.argsort(candidates.scores, descending=True, stable=True)
-    order = order[torch.argsort(candidates.labels[order], stable=True)]
+    by_score = torch.argsort(candidates.scores, descending=True, stable=True)
+    by_class = torch.argsort(candidates.labels[by_score], stable=True)
+    order = by_score[by_class]
     boxes, scores = candidates.boxes[order], candidates.scores[order]
     labels, keep = candidates.labels[order], candidates.keep[order]
 
     rows = keep.nonzero().squeeze(1)
-    turned = boxes[rows].clone()
-    if config.nms_geometry == "dsvt_release":
-        # The published kernel rotates by pi/2 - yaw the other way round: every box stands across its heading.
+    turned = boxes[rows, :7].clone()
+    if config.nms_geometry == "dsvt_release" and isinstance(model.head, CenterHeadConfig):
+        # The kernel that CenterHead was published with rotates by pi/2 - yaw the other way round: every box stands
+        # across its heading. TransFusionHead was published with another one, which is exact.
         turned[:, 6] += math.pi / 2
     limit = _per_class(config.nms_iou, model, scores)[labels[rows]]
-    better = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu(1)
-    same_class = labels[rows, None] == labels[None, rows]
-    suppresses = better & same_class & (iou_matrix(turned, turned, bev=True) > limit)
+    rank = by_class[rows]
+    rivals = labels[rows] if config.nms_classes == "own" else _group_of_class(model, labels)[labels[rows]]
+    better = rank[:, None] < rank[None]
+    same = rivals[:, None] == rivals[None]
+    suppresses = better & same & (iou_matrix(turned, turned, bev=True) > limit)
     keep = keep.clone()
     keep[rows] = _greedy(suppresses)
+    if config.max_boxes:
+        keep &= _rank(labels, keep) < _per_class(config.max_boxes, model, scores)[labels]
     return DeviceBoxes(boxes, scores, labels, keep)
 
 
-def no_boxes(like: Tensor) -> DeviceBoxes:
+def no_boxes(model: ModelConfig, like: Tensor) -> DeviceBoxes:
     """An answer without boxes, on the device of `like`."""
     empty = like.new_zeros(0)
-    return DeviceBoxes(like.new_zeros(0, 7), empty, empty.long(), empty.bool())
+    return DeviceBoxes(like.new_zeros(0, model.box_size), empty, empty.long(), empty.bool())
+
+
+def _rank(labels: Tensor, keep: Tensor) -> Tensor:
+    """(M,) how many kept boxes of the same class come before each box; boxes are ordered by class."""
+    before = torch.cumsum(keep, 0) - keep.long()
+    first = torch.searchsorted(labels, labels)
+    return before - before[first]
+
+
+def _group_of_class(model: ModelConfig, like: Tensor) -> Tensor:
+    """(classes,) number of each class's group."""
+    group_of = {label: number for number, group in enumerate(class_groups(model)) for label in group}
+    return like.new_tensor([group_of[label] for label in range(len(model.class_names))])
 
 
 def _greedy(suppresses: Tensor) -> Tensor:
@@ -101,6 +171,6 @@ def _greedy(suppresses: Tensor) -> Tensor:
         alive = survivors
 
 
-def _per_class(values: tuple[float, ...], model: ModelConfig, like: Tensor) -> Tensor:
+def _per_class(values: Sequence[float], model: ModelConfig, like: Tensor) -> Tensor:
     """(classes,) tensor of a per-class option, where one value may stand for all."""
     return like.new_tensor(values).expand(len(model.class_names))

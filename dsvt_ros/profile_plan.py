@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dsvt_ros.capacity import capacity_for, default_voxels
+from dsvt_ros.capacity import Capacity, capacity_for, default_voxels
 from dsvt_ros.config import ModelConfig
 
 STEP = 1024
@@ -22,19 +22,6 @@ HEADROOM = 0.1
 MAX_BUCKETS = 3
 MIN_SAVING = 0.1
 """Share of the work that one more bucket must save."""
-
-
-@dataclass(frozen=True)
-class CloudCounts:
-    """Size of one cloud, as the sparse network sees it.
-
-    Attributes:
-        voxels: Occupied voxels; 0 for a cloud that no network is run for.
-        sets: Sets of each window shift.
-    """
-
-    voxels: int
-    sets: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class ProfilePlan:
     Attributes:
         clouds: Number of clouds that have voxels; the others say nothing about engines.
         voxels: Of these clouds.
-        sets: Of these clouds, for each window shift.
+        sets: Of these clouds, for each window shift; of all stages together.
         default: What is built unless told otherwise.
         proposed: Engines with room for every cloud seen.
         dynamic: Minimum, optimum and maximum of one engine for any of them, the alternative.
@@ -85,11 +72,11 @@ class ProfilePlan:
     dynamic: tuple[int, int, int]
 
 
-def plan_profile(clouds: Sequence[CloudCounts], model: ModelConfig) -> ProfilePlan:
+def plan_profile(clouds: Sequence[Capacity], model: ModelConfig) -> ProfilePlan:
     """Propose engines.
 
     Args:
-        clouds: Sizes; at least one with voxels.
+        clouds: Voxels and sets of each; at least one with voxels.
         model: The network.
 
     Raises:
@@ -105,7 +92,7 @@ def plan_profile(clouds: Sequence[CloudCounts], model: ModelConfig) -> ProfilePl
     sizes = _choose(voxels, largest, model)
     optimum = min(max(_round_up(_quantile(voxels, 0.5)), 2), largest - 1)
     minimum = min(max(int(voxels[0] * (1 - HEADROOM)) // STEP * STEP, 1), optimum - 1)
-    first, second = (_spread([cloud.sets[shift] for cloud in seen]) for shift in (0, 1))
+    first, second = (_spread([sum(stage.sets[shift] for stage in cloud.stages) for cloud in seen]) for shift in (0, 1))
     return ProfilePlan(
         clouds=len(seen),
         voxels=_spread(voxels),
@@ -116,17 +103,20 @@ def plan_profile(clouds: Sequence[CloudCounts], model: ModelConfig) -> ProfilePl
     )
 
 
-def work(model: ModelConfig, voxels: int, sets: tuple[int, int]) -> int:
-    """Multiplications of one attention layer on either window shift, layer norms and the like left out.
+def work(model: ModelConfig, counts: Capacity) -> int:
+    """Multiplications of an attention layer in each block; pooling, layer norms and the like left out.
 
     A voxel is projected four times (query, key, value, result) and goes through the feed-forward network; in a set
     every slot meets every other one twice (scores, weighted sum).
     """
     backbone = model.backbone_3d
-    width, size = backbone.channels, backbone.set_size
+    width = backbone.channels
     of_voxel = 4 * width * width + 2 * width * backbone.ffn_channels
-    of_set = 2 * size * size * width
-    return 2 * voxels * of_voxel + sum(sets) * of_set
+    return sum(
+        room.voxels * of_voxel + room.sets[shift] * 2 * stage.set_size**2 * width
+        for stage, shifts, room in zip(backbone.stages, backbone.shifts, counts.stages, strict=True)
+        for shift in shifts
+    )
 
 
 def _choose(voxels: Sequence[int], largest: int, model: ModelConfig) -> tuple[int, ...]:
@@ -156,7 +146,7 @@ def _choose(voxels: Sequence[int], largest: int, model: ModelConfig) -> tuple[in
     return best
 
 
-def _use(sizes: tuple[int, ...], clouds: Sequence[CloudCounts], model: ModelConfig) -> Buckets:
+def _use(sizes: tuple[int, ...], clouds: Sequence[Capacity], model: ModelConfig) -> Buckets:
     """What engines with room for `sizes` voxels do with the clouds."""
     served = [0] * len(sizes)
     cut = needed = spent = 0
@@ -166,13 +156,13 @@ def _use(sizes: tuple[int, ...], clouds: Sequence[CloudCounts], model: ModelConf
             index, cut = index - 1, cut + 1
         served[index] += 1
         room = _work_of_room(model, sizes[index])
-        needed += min(work(model, cloud.voxels, cloud.sets), room)
+        needed += min(work(model, cloud), room)
         spent += room
     return Buckets(sizes, tuple(served), cut, 1 - needed / spent)
 
 
 def _work_of_room(model: ModelConfig, voxels: int) -> int:
-    return work(model, voxels, capacity_for(model, voxels).sets)
+    return work(model, capacity_for(model, voxels))
 
 
 def _round_up(count: int) -> int:

@@ -1,14 +1,14 @@
 """What flows between the stages. Shapes are documented here and only here.
 
 Letters: N points, C point columns, V voxels, D channels of a voxel's feature, S sets, L slots of a set (`set_size`),
-M boxes. Coordinates are metres in the model's frame (REP 103: x forward, y left, z up); yaw is counter-clockwise
-from +x, radians.
+P slots of a pooled voxel, M boxes. Coordinates are metres in the model's frame (`ModelConfig.axes`, z up); yaw is
+counter-clockwise from +x, radians; velocities are metres a second.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,28 +38,117 @@ class Voxels:
 
 
 @dataclass(frozen=True)
-class WindowShift:
+class VoxelSets:
     """Sets of one window shift, in both orders: 0 sorts a window's voxels by y first, 1 by x first.
 
     Attributes:
-        set_indices: (2, S, L) int64, voxel in each slot; a voxel that fills several slots does so consecutively.
-        set_mask: (2, S, L) bool, True for the repeated slots, which no one attends to. Slot 0 is never masked.
+        indices: (2, S, L) int64, voxel in each slot; a voxel that fills several slots does so consecutively.
+        mask: (2, S, L) bool, True for the repeated slots, which no one attends to. Slot 0 is never masked.
         slot_of_voxel: (2, V) int64, flat position ``set * L + slot`` of each voxel's unmasked slot: the inverse of
-            `set_indices`, so that results are gathered, never scattered.
-        cell_of_voxel: (V,) int64, position of the voxel inside its window, ``(z * wy + y) * wx + x``.
+            `indices`, so that results are gathered, never scattered.
     """
 
-    set_indices: Tensor
-    set_mask: Tensor
+    indices: Tensor
+    mask: Tensor
     slot_of_voxel: Tensor
-    cell_of_voxel: Tensor
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the voxels of a stage become those of the next one; P voxels along z make one.
+
+    Attributes:
+        indices: (V', P) int64, voxel in each slot; 0 where the slot is empty.
+        mask: (V', P) bool, True for empty slots.
+    """
+
+    indices: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class StagePartition:
+    """What a stage has to know of its voxels.
+
+    Attributes:
+        cells: For each window shift (V,) int64, position of each voxel inside its window, ``(z * wy + y) * wx + x``.
+        sets: For each window shift its sets; None where no block of the stage uses them.
+        pooling: To the next stage; None for the last one.
+    """
+
+    cells: tuple[Tensor, Tensor]
+    sets: tuple[VoxelSets | None, VoxelSets | None]
+    pooling: Pooling | None
 
 
 @dataclass(frozen=True)
 class SetPartition:
-    """Sets for both window shifts; blocks alternate between them."""
+    """Voxels to windows to sets, for every stage of the set-attention backbone.
 
-    shifts: tuple[WindowShift, WindowShift]
+    Attributes:
+        stages: One for each resolution.
+        coords: (V', 4) int32 ``(batch, z, y, x)`` of the last stage's voxels, the pillars, all with z = 0.
+    """
+
+    stages: tuple[StagePartition, ...]
+    coords: Tensor
+
+
+@dataclass(frozen=True)
+class CenterMaps:
+    """Raw outputs of CenterHead, each (B, n, H, W); H along y, W along x.
+
+    Classes come in the order of the head's groups; of G groups, all but the heatmap hold one after the other.
+
+    Attributes:
+        heatmap: Logits, a channel a class.
+        center: Offset of the box centre from the cell's corner in cells, x and y; 2 G channels.
+        center_z: Height of the box centre, m; G channels.
+        dim: Logarithm of length, width, height; 3 G channels.
+        rot: Cosine and sine of the yaw; 2 G channels.
+        vel: Velocity along x and y; 2 G channels; None where the head has no such branch.
+        iou: Predicted 3D IoU of the box, scaled to [-1, 1]; G channels; None where the head has no such branch.
+    """
+
+    heatmap: Tensor
+    center: Tensor
+    center_z: Tensor
+    dim: Tensor
+    rot: Tensor
+    vel: Tensor | None
+    iou: Tensor | None
+
+
+@dataclass(frozen=True)
+class ProposalMaps:
+    """Raw outputs of TransFusionHead for Q proposals.
+
+    Attributes:
+        label: (B, Q) integer class of each proposal.
+        cell: (B, Q) integer cell that it comes from, ``column * rows + row``: the head runs along y first.
+        peak: (B, Q) heatmap score of its class in that cell.
+        heatmap: (B, classes, Q) logits of the decoded proposal.
+        center: (B, 2, Q) offset of the box centre from the cell's centre in cells, x and y.
+        height: (B, 1, Q) height of the box's top, m.
+        dim: (B, 3, Q) logarithm of length, width, height.
+        rot: (B, 2, Q) sine and cosine of the yaw.
+        vel: (B, 2, Q) velocity along x and y; None where the head has no such branch.
+        iou: (B, 1, Q) predicted IoU of the box, scaled to [-1, 1]; None where the head has no such branch.
+    """
+
+    label: Tensor
+    cell: Tensor
+    peak: Tensor
+    heatmap: Tensor
+    center: Tensor
+    height: Tensor
+    dim: Tensor
+    rot: Tensor
+    vel: Tensor | None
+    iou: Tensor | None
+
+
+HeadMaps: TypeAlias = CenterMaps | ProposalMaps
 
 
 @dataclass(frozen=True)
@@ -67,7 +156,7 @@ class DeviceBoxes:
     """The detector's answer before download: rows of fixed capacity on the device, valid where `keep` is set.
 
     Attributes:
-        boxes: (M, 7) float32 ``[x, y, z, length, width, height, yaw]``, z at the box's centre.
+        boxes: (M, 7) or (M, 9) float32 ``[x, y, z, length, width, height, yaw(, vx, vy)]``, z at the box's centre.
         scores: (M,) float32 in [0, 1].
         labels: (M,) int64, index into the model's class names.
         keep: (M,) bool.

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dsvt_ros.model.center_head import HeadMaps
-    from dsvt_ros.structures import SetPartition
+    from dsvt_ros.structures import HeadMaps, SetPartition
 
 # The one list of what a user may ask for; `auto` leaves the choice to `backends.choice`.
 Backend = Literal["auto", "torch", "onnxruntime", "tensorrt"]
@@ -40,9 +39,9 @@ class Networks(Protocol):
     channels_last: bool
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
-        """(V, D) float32 pillar features to (V, D), of float32 or of the networks' own type."""
+        """(V, D) float32 voxel features to (V', D) of the last stage, of float32 or of the networks' own type."""
         ...
 
     def dense(self, bev: Tensor) -> HeadMaps:
-        """(B, D, H, W) BEV map, of the type that `sparse` gives, to the head's maps in float32."""
+        """(B, D, H, W) BEV map, of the type that `sparse` gives, to what the head says, in float32."""
         ...

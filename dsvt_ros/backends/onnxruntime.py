@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 
 from dsvt_ros.capacity import write_padded
-from dsvt_ros.config import EngineConfig
+from dsvt_ros.config import EngineConfig, ModelConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.cache import exported_model
 from dsvt_ros.export.folder import ExportOptions
 from dsvt_ros.export.manifest import ExportedNetwork, Manifest
 from dsvt_ros.export.networks import (
-    PARTITION_TENSORS,
     maps_from_tensors,
     partition_from_tensors,
     sparse_inputs,
     tensors_for,
 )
-from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import ModelFolder
-from dsvt_ros.structures import SetPartition
+from dsvt_ros.structures import HeadMaps, SetPartition
 
 
 class OnnxRuntimeNetworks:
@@ -40,11 +38,17 @@ class OnnxRuntimeNetworks:
     channels_last = False
 
     def __init__(
-        self, manifest: Manifest, files: Mapping[str, bytes], device: torch.device, threads: int | None = None
+        self,
+        model: ModelConfig,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+        device: torch.device,
+        threads: int | None = None,
     ) -> None:
         """Load.
 
         Args:
+            model: The model.
             manifest: What the files are.
             files: Their contents by name.
             device: CPU or CUDA device of all tensors.
@@ -58,6 +62,7 @@ class OnnxRuntimeNetworks:
                 f"the export of {manifest.model} has the interface {manifest.interface}, which detects nothing by "
                 f"itself; export with the interface dsvt_ros"
             )
+        self._model = model
         self.precision = manifest.precision
         self.max_voxels = manifest.capacity.voxels if manifest.capacity else None
         self._sparse, self._dense = (
@@ -67,7 +72,7 @@ class OnnxRuntimeNetworks:
         self._room = tensors_for(self._sparse.inputs, device) if manifest.capacity else {}
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
-        """(V, D) pillar features to (V, D).
+        """(V, D) voxel features to (V', D) of the last stage.
 
         Raises:
             EngineError: There are more voxels than the networks have room for, or running fails.
@@ -82,19 +87,19 @@ class OnnxRuntimeNetworks:
                     f"or export with --voxels {count}"
                 )
             self._room["voxel_features"][:count] = features
-            write_padded(partition, partition_from_tensors(self._room[name] for name in PARTITION_TENSORS))
+            write_padded(partition, partition_from_tensors(self._room, self._model.backbone_3d))
         (output,) = self._sparse.run(self._room or sparse_inputs(features, partition))
-        return output[:count].float()
+        return output[: len(partition.coords)].float()
 
     def dense(self, bev: Tensor) -> HeadMaps:
-        """(1, D, H, W) BEV map to the head's maps.
+        """(1, D, H, W) BEV map to what the head says.
 
         Raises:
             EngineError: Running fails.
         """
         outputs = self._dense.run({"bev": bev})
         return maps_from_tensors(
-            {spec.name: values for spec, values in zip(self._dense.outputs, outputs, strict=True)}
+            {spec.name: values for spec, values in zip(self._dense.outputs, outputs, strict=True)}, self._model
         )
 
 
@@ -200,7 +205,7 @@ def load_networks(
     require_onnxruntime(device)
     # Counts are left open: ONNX Runtime needs no padding.
     exported = exported_model(network, folder, weights, ExportOptions(), config)
-    networks = OnnxRuntimeNetworks(exported.manifest, exported.files, device, config.threads or None)
+    networks = OnnxRuntimeNetworks(folder.model, exported.manifest, exported.files, device, config.threads or None)
     return networks, f"networks of {exported.where}"
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
-from dsvt_ros.structures import SetPartition
+from dsvt_ros.structures import HeadMaps, SetPartition
 
 
 class TorchNetworks:
@@ -26,11 +25,11 @@ class TorchNetworks:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
-        """(V, D) pillar features to (V, D)."""
+        """(V, D) voxel features to (V', D) of the last stage."""
         output: Tensor = self._sparse(features, partition)
         return output
 
     def dense(self, bev: Tensor) -> HeadMaps:
-        """(B, D, H, W) BEV map to the head's maps."""
+        """(B, D, H, W) BEV map to what the head says."""
         maps: HeadMaps = self._head(self._backbone_2d(bev))
         return maps

@@ -114,7 +114,12 @@ def export_networks(
     float_type = {"fp32": "float32", "fp16": "float16"}[options.precision]
     capacity = None if options.voxels is None else capacity_for(model, options.voxels)
     parts: list[tuple[str, str, nn.Module, Specs]] = [
-        ("sparse", SPARSE, SparseNetwork(modules.backbone_3d), sparse_specs(model, capacity, float_type)),
+        (
+            "sparse",
+            SPARSE,
+            SparseNetwork(modules.backbone_3d, model.backbone_3d),
+            sparse_specs(model, capacity, float_type),
+        ),
         ("dense", DENSE, DenseNetwork(modules.backbone_2d, modules.head), dense_specs(model, modules, float_type)),
     ]
     networks, files = {}, {}

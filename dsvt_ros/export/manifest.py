@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsvt_ros.capacity import Capacity
+from dsvt_ros.capacity import Capacity, StageCapacity
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import TensorSpec
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 2  # 2: single_precision
+SCHEMA_VERSION = 3  # 2: single_precision; 3: capacity of stages
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ def read_manifest(folder: Path) -> Manifest:
             precision=str(content["precision"]),
             opset=int(content["opset"]),
             layer_norm=str(content["layer_norm"]),
-            capacity=Capacity(int(capacity["voxels"]), (int(capacity["sets"][0]), int(capacity["sets"][1])))
-            if capacity
-            else None,
+            capacity=None if capacity is None else _capacity(capacity),
             networks={str(name): _network(network) for name, network in content["networks"].items()},
             model_sha256=str(content["model_sha256"]),
             weights_sha256=str(content["weights_sha256"]),
@@ -131,3 +129,12 @@ def _network(content: Mapping[str, Any]) -> ExportedNetwork:
     )
     single = tuple(str(name) for name in content["single_precision"])
     return ExportedNetwork(str(content["file"]), inputs, outputs, single)
+
+
+def _capacity(content: dict[str, Any]) -> Capacity:
+    return Capacity(
+        tuple(
+            StageCapacity(int(stage["voxels"]), (int(stage["sets"][0]), int(stage["sets"][1])))
+            for stage in content["stages"]
+        )
+    )

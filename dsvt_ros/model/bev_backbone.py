@@ -37,7 +37,7 @@ class ResidualBlock(nn.Module):
 
 
 class BevBackbone(nn.Module):
-    """Stages of residual blocks, and a transposed convolution that brings each to the first stage's resolution."""
+    """Stages of residual blocks, and a convolution that brings each to the output's resolution."""
 
     def __init__(self, config: Backbone2dConfig, in_channels: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class BevBackbone(nn.Module):
             self.blocks.append(nn.Sequential(*stage))
             self.deblocks.append(
                 nn.Sequential(
-                    nn.ConvTranspose2d(channels, up_channels, up_stride, up_stride, bias=False),
+                    _resample(channels, up_channels, up_stride),
                     nn.BatchNorm2d(up_channels, eps=BN_EPS, momentum=BN_MOMENTUM),
                     nn.ReLU(inplace=True),
                 )
@@ -70,3 +70,13 @@ class BevBackbone(nn.Module):
             bev = block(bev)
             outputs.append(deblock(bev))
         return torch.cat(outputs, dim=1)
+
+
+def _resample(in_channels: int, channels: int, stride: float) -> nn.Module:
+    """Upsample by `stride`, or downsample where it is below 1.
+
+    By 1 it is a transposed convolution too, as published: its weight lies the other way round than a convolution's.
+    """
+    if stride >= 1:
+        return nn.ConvTranspose2d(in_channels, channels, round(stride), round(stride), bias=False)
+    return nn.Conv2d(in_channels, channels, round(1 / stride), round(1 / stride), bias=False)

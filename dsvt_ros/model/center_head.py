@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsvt_ros.config import HeadConfig
+from dsvt_ros.config import CENTER_BRANCHES, CenterHeadConfig
 from dsvt_ros.model.bev_backbone import BN_EPS, BN_MOMENTUM
-
-
-@dataclass(frozen=True)
-class HeadMaps:
-    """Raw outputs of the head, each (B, n, H, W).
-
-    Attributes:
-        heatmap: Logits, a channel a class.
-        center: Offset of the box centre from the cell's corner in cells, x and y.
-        center_z: Height of the box centre, m.
-        dim: Logarithm of length, width, height.
-        rot: Cosine and sine of the yaw.
-        iou: Predicted 3D IoU of the box, scaled to [-1, 1]; None where the head has no such branch.
-    """
-
-    heatmap: Tensor
-    center: Tensor
-    center_z: Tensor
-    dim: Tensor
-    rot: Tensor
-    iou: Tensor | None
+from dsvt_ros.structures import CenterMaps
 
 
 class SeparateHead(nn.Module):
-    """The branches, under their published names."""
+    """The branches of one group of classes, under their published names."""
 
-    CHANNELS: ClassVar[dict[str, int]] = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "iou": 1}
-
-    def __init__(self, config: HeadConfig, num_classes: int) -> None:
+    def __init__(self, config: CenterHeadConfig, num_classes: int) -> None:
         super().__init__()
         width = config.shared_channels
-        self.channels = {name: self.CHANNELS.get(name, num_classes) for name in config.branches}
+        self.channels = {name: CENTER_BRANCHES.get(name, num_classes) for name in config.branches}
         for name, channels in self.channels.items():
             branch = nn.Sequential(
                 nn.Sequential(
-                    nn.Conv2d(width, width, 3, padding=1, bias=False),
+                    nn.Conv2d(width, width, 3, padding=1, bias=config.bias_before_norm),
                     nn.BatchNorm2d(width, eps=BN_EPS, momentum=BN_MOMENTUM),
                     nn.ReLU(inplace=True),
                 ),
@@ -64,30 +40,35 @@ class SeparateHead(nn.Module):
 
 
 class CenterHead(nn.Module):
-    """A shared convolution and one group of branches for all classes."""
+    """A shared convolution and a set of branches for each group of classes."""
 
-    def __init__(self, config: HeadConfig, in_channels: int, num_classes: int) -> None:
+    def __init__(self, config: CenterHeadConfig, in_channels: int, num_classes: int) -> None:
         super().__init__()
+        width = config.shared_channels
         self.shared_conv = nn.Sequential(
-            nn.Conv2d(in_channels, config.shared_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(config.shared_channels, eps=BN_EPS, momentum=BN_MOMENTUM),
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=config.bias_before_norm),
+            nn.BatchNorm2d(width, eps=BN_EPS, momentum=BN_MOMENTUM),
             nn.ReLU(inplace=True),
         )
-        self.heads_list = nn.ModuleList([SeparateHead(config, num_classes)])
+        sizes = [len(group) for group in config.groups] or [num_classes]
+        self.heads_list = nn.ModuleList(SeparateHead(config, size) for size in sizes)
 
-    def forward(self, bev: Tensor) -> HeadMaps:
+    def forward(self, bev: Tensor) -> CenterMaps:
         """(B, C, H, W) BEV features to maps."""
-        return maps_from_branches(self.heads_list[0](self.shared_conv(bev)))
+        shared = self.shared_conv(bev)
+        groups = [head(shared) for head in self.heads_list]
+        return maps_from_branches({name: torch.cat([maps[name] for maps in groups], 1) for name in groups[0]})
 
 
-def maps_from_branches(branches: dict[str, Tensor]) -> HeadMaps:
+def maps_from_branches(branches: dict[str, Tensor]) -> CenterMaps:
     """Name the branches' outputs."""
-    return HeadMaps(
+    return CenterMaps(
         heatmap=branches["hm"],
         center=branches["center"],
         center_z=branches["center_z"],
         dim=branches["dim"],
         rot=branches["rot"],
+        vel=branches.get("vel"),
         iou=branches.get("iou"),
     )
 
@@ -100,16 +81,14 @@ class MergedHead(nn.Module):
     """
 
     def __init__(self, head: CenterHead) -> None:
+        """Merge; the batch norms of `head` are folded already."""
         super().__init__()
         self.shared_conv = head.shared_conv
-        branches = head.heads_list[0]
-        assert isinstance(branches, SeparateHead)
-        self.channels = branches.channels
-        first, second = [], []
-        for name in self.channels:
-            branch = branches.get_submodule(name)
-            first.append(branch[0][0])  # type: ignore[index]
-            second.append(branch[1])  # type: ignore[index]
+        groups = [group for group in head.heads_list if isinstance(group, SeparateHead)]
+        self.channels = {name: sum(group.channels[name] for group in groups) for name in groups[0].channels}
+        branches = [group.get_submodule(name) for name in self.channels for group in groups]
+        first = [branch[0][0] for branch in branches]  # type: ignore[index]
+        second = [branch[1] for branch in branches]  # type: ignore[index]
         width = first[0].in_channels
         total = sum(self.channels.values())
         self.hidden = nn.Conv2d(width, width * len(first), 3, padding=1)
@@ -125,7 +104,7 @@ class MergedHead(nn.Module):
                 self.output.weight[rows, i * width : (i + 1) * width] = conv.weight
                 row += conv.out_channels
 
-    def forward(self, bev: Tensor) -> HeadMaps:
+    def forward(self, bev: Tensor) -> CenterMaps:
         """(B, C, H, W) BEV features to maps."""
         out = self.output(F.relu(self.hidden(self.shared_conv(bev)), inplace=True))
         parts = torch.split(out, list(self.channels.values()), dim=1)

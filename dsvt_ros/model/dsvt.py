@@ -6,17 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from dsvt_ros.bev import scatter_bev
-from dsvt_ros.config import ModelConfig
+from dsvt_ros.config import CenterHeadConfig, ModelConfig
 from dsvt_ros.model.bev_backbone import BevBackbone
-from dsvt_ros.model.center_head import CenterHead, HeadMaps
+from dsvt_ros.model.center_head import CenterHead
 from dsvt_ros.model.pillar_encoder import PillarEncoder
 from dsvt_ros.model.set_attention import SetAttentionBackbone
+from dsvt_ros.model.transfusion_head import TransFusionHead
 from dsvt_ros.set_partition import partition_sets
-from dsvt_ros.structures import Voxels
+from dsvt_ros.structures import HeadMaps, Voxels
 
 
 class DSVT(nn.Module):
-    """DSVT-Pillar: encoder, set attention, BEV backbone and head."""
+    """DSVT-Pillar or DSVT-Voxel: encoder, set attention, BEV backbone and head."""
 
     global_step: Tensor
 
@@ -25,15 +26,20 @@ class DSVT(nn.Module):
         self.config = model
         self.register_buffer("global_step", torch.zeros(1, dtype=torch.int64))
         self.vfe = PillarEncoder(model)
-        self.backbone_3d = SetAttentionBackbone(model.backbone_3d, flat=model.grid_size[2] == 1)
+        self.backbone_3d = SetAttentionBackbone(model)
         self.backbone_2d = BevBackbone(model.backbone_2d, model.backbone_3d.channels)
-        self.dense_head = CenterHead(model.head, sum(model.backbone_2d.upsample_channels), len(model.class_names))
+        channels = sum(model.backbone_2d.upsample_channels)
+        self.dense_head: CenterHead | TransFusionHead
+        if isinstance(model.head, CenterHeadConfig):
+            self.dense_head = CenterHead(model.head, channels, len(model.class_names))
+        else:
+            self.dense_head = TransFusionHead(model.head, channels, model.class_names, model.map_size)
 
     def forward(self, voxels: Voxels) -> HeadMaps:
         """Voxels of B clouds to the head's maps; the order of steps is that of `Detector.forward`."""
         features = self.vfe(voxels)
-        partition = partition_sets(voxels.coords, self.config.grid_size, self.config.backbone_3d)
+        partition = partition_sets(voxels.coords, self.config)
         features = self.backbone_3d(features, partition)
-        bev = scatter_bev(features, voxels.coords, self.config.grid_size, voxels.batch_size)
+        bev = scatter_bev(features, partition.coords, self.config.grid_size, voxels.batch_size)
         maps: HeadMaps = self.dense_head(self.backbone_2d(bev))
         return maps

@@ -14,6 +14,7 @@ from dsvt_ros.model.bev_backbone import BevBackbone
 from dsvt_ros.model.center_head import MergedHead
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.set_attention import PositionEmbedding, SetAttentionBackbone
+from dsvt_ros.model.transfusion_head import CellEmbedding, TransFusionHead
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class InferenceModules:
 
     backbone_3d: SetAttentionBackbone
     backbone_2d: BevBackbone
-    head: MergedHead
+    head: MergedHead | TransFusionHead
 
 
 def inference_modules(model: DSVT) -> InferenceModules:
@@ -32,8 +33,11 @@ def inference_modules(model: DSVT) -> InferenceModules:
     head = copy.deepcopy(model.dense_head)
     with torch.no_grad():
         tabulate_positions(backbone_3d)
+        tabulate_positions(head)
         fold_batch_norms(backbone_2d)
         fold_batch_norms(head)
+        if isinstance(head, TransFusionHead):
+            return InferenceModules(backbone_3d, backbone_2d, head)
         merged = MergedHead(head).to(next(model.parameters()).device)
     return InferenceModules(backbone_3d, backbone_2d, merged.eval())
 
@@ -47,7 +51,9 @@ def fold_batch_norms(module: nn.Module) -> None:
         folded: nn.Module
         if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
             folded = fuse_linear_bn_eval(layer, norm)
-        elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(norm, nn.BatchNorm2d):
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)) and isinstance(
+            norm, (nn.BatchNorm1d, nn.BatchNorm2d)
+        ):
             folded = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, nn.ConvTranspose2d))
         else:
             continue
@@ -58,11 +64,11 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 class PositionTable(nn.Module):
-    """The rows of a `PositionEmbedding`, one for every cell of the window."""
+    """The rows of an embedding of positions, one for every cell of the window or map."""
 
     rows: Tensor
 
-    def __init__(self, embedding: PositionEmbedding) -> None:
+    def __init__(self, embedding: PositionEmbedding | CellEmbedding) -> None:
         super().__init__()
         self.register_buffer("rows", embedding.table(), persistent=False)
 
@@ -70,11 +76,15 @@ class PositionTable(nn.Module):
         """(V,) in-window cells to (V, D) embeddings."""
         return self.rows.index_select(0, cell_of_voxel)
 
+    def table(self) -> Tensor:
+        """(cells, D) embedding of every cell."""
+        return self.rows
+
 
 def tabulate_positions(module: nn.Module) -> None:
     """Replace, in place, every position embedding below `module` by its table; evaluation mode only."""
     for name, child in list(module.named_children()):
-        if isinstance(child, PositionEmbedding):
+        if isinstance(child, (PositionEmbedding, CellEmbedding)):
             setattr(module, name, PositionTable(child))
         else:
             tabulate_positions(child)

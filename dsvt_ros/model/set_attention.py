@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsvt_ros.config import Backbone3dConfig
-from dsvt_ros.structures import SetPartition, WindowShift
+from dsvt_ros.config import Backbone3dConfig, Cells, ModelConfig
+from dsvt_ros.structures import Pooling, SetPartition, StagePartition, VoxelSets
 
 # Finite, so that a half-precision softmax of a masked slot is 0 and never NaN.
 MASKED = -1e4
@@ -30,7 +30,7 @@ class PositionEmbedding(nn.Module):
     published code evaluates the layers for every voxel.
     """
 
-    def __init__(self, channels: int, window: tuple[int, int, int], *, flat: bool) -> None:
+    def __init__(self, channels: int, window: Cells, *, flat: bool) -> None:
         super().__init__()
         wx, wy, wz = window
         dimensions = 2 if flat else 3
@@ -58,17 +58,24 @@ class PositionEmbedding(nn.Module):
         return table
 
 
-class SetAttention(nn.Module):
-    """Multi-head attention inside each set; parameters as in `torch.nn.MultiheadAttention`."""
+class AttentionProjections(nn.Module):
+    """Parameters of `torch.nn.MultiheadAttention`, under its keys."""
 
-    def __init__(self, channels: int, num_heads: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
         self.out_proj = nn.Linear(channels, channels)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
+
+
+class SetAttention(AttentionProjections):
+    """Multi-head attention inside each set."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__(channels)
+        self.num_heads = num_heads
 
     def forward(self, x: Tensor, position: Tensor, indices: Tensor, mask: Tensor, slot_of_voxel: Tensor) -> Tensor:
         """Attend within sets.
@@ -135,15 +142,9 @@ class SetAttentionEncoder(nn.Module):
         self.win_attn = SetAttentionLayer(config)
         self.norm = nn.LayerNorm(config.channels)
 
-    def forward(self, x: Tensor, position: Tensor, shift: WindowShift, order: int) -> Tensor:
-        """(V, D) to (V, D), over the sets of `shift` in sort order `order`."""
-        attended = self.win_attn(
-            x,
-            position,
-            shift.set_indices[order],
-            shift.set_mask[order],
-            shift.slot_of_voxel[order],
-        )
+    def forward(self, x: Tensor, position: Tensor, sets: VoxelSets, order: int) -> Tensor:
+        """(V, D) to (V, D), over `sets` in sort order `order`."""
+        attended = self.win_attn(x, position, sets.indices[order], sets.mask[order], sets.slot_of_voxel[order])
         return normalize_sum(self.norm, attended, x)
 
 
@@ -154,50 +155,103 @@ class SetAttentionBlock(nn.Module):
         super().__init__()
         self.encoder_list = nn.ModuleList(SetAttentionEncoder(config) for _ in range(2))
 
-    def forward(self, x: Tensor, positions: list[Tensor], shift: WindowShift) -> Tensor:
+    def forward(self, x: Tensor, positions: list[Tensor], sets: VoxelSets) -> Tensor:
         """(V, D) to (V, D)."""
         for order, (encoder, position) in enumerate(zip(self.encoder_list, positions, strict=True)):
-            x = encoder(x, position, shift, order)
+            x = encoder(x, position, sets, order)
         return x
+
+
+class AttentionPooling(nn.Module):
+    """Voxels on top of each other to one: their maximum asks, they answer (DSVT section 3.3).
+
+    Empty slots take part as zeros, as published: the mask that the release builds there masks nothing, and its
+    weights were trained with it.
+    """
+
+    NUM_HEADS = 8
+
+    def __init__(self, channels: int, slots: int) -> None:
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.randn(slots, channels) * 0.01)
+        self.self_attn = AttentionProjections(channels)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, pooling: Pooling) -> Tensor:
+        """(V, D) to (V', D)."""
+        slots, channels = self.pos_embedding.shape
+        weight, bias = self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
+        # Keys and values are projected once a voxel and then gathered; an empty slot's projection is the bias alone.
+        rows = torch.cat([x, F.linear(x, weight[channels:])], dim=1)
+        in_slots = rows.index_select(0, pooling.indices.reshape(-1)).view(-1, slots, 3 * channels)
+        in_slots = in_slots.masked_fill(pooling.mask[:, :, None], 0.0)
+        features, key, value = torch.split(in_slots, channels, dim=-1)
+        maximum = features.amax(1)
+        query = F.linear(maximum, weight[:channels], bias[:channels])[:, None]
+        key = key + F.linear(self.pos_embedding, weight[channels : 2 * channels], bias[channels : 2 * channels])
+        value = value + bias[2 * channels :]
+
+        heads = (slots, self.NUM_HEADS, channels // self.NUM_HEADS)
+        scores = (query.float() * key.float()).view(-1, *heads).sum(-1, keepdim=True) * heads[-1] ** -0.5
+        attended = (torch.softmax(scores, dim=1) * value.float().view(-1, *heads)).sum(1).view(-1, channels)
+        return normalize_sum(self.norm, self.self_attn.out_proj(attended.to(x.dtype)), maximum)
 
 
 class InputLayer(nn.Module):
     """Holds the position embeddings under their published keys."""
 
-    def __init__(self, config: Backbone3dConfig, *, flat: bool) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        stage = nn.ModuleList(
-            nn.ModuleList(PositionEmbedding(config.channels, window, flat=flat) for window in config.windows)
-            for _ in range(config.num_blocks)
+        channels = model.backbone_3d.channels
+        self.posembed_layers = nn.ModuleList(
+            nn.ModuleList(
+                nn.ModuleList(PositionEmbedding(channels, window, flat=grid[2] == 1) for window in stage.windows)
+                for _ in range(stage.num_blocks)
+            )
+            for stage, grid in zip(model.backbone_3d.stages, model.stage_grids, strict=True)
         )
-        self.posembed_layers = nn.ModuleList([stage])
 
-    def forward(self, block: int, partition: SetPartition) -> list[Tensor]:
+    def forward(self, stage: int, block: int, partition: StagePartition) -> list[Tensor]:
         """Embeddings of the two encoders of a block.
 
         Encoder i takes the coordinates of window shift i, whichever shift the block's sets come from. The release
         has it so (``dsvt.py``, "mismatch of pos_embed"), and its weights were trained with it.
         """
-        embeddings = self.posembed_layers[0][block]  # type: ignore[index]
-        return [embedding(shift.cell_of_voxel) for embedding, shift in zip(embeddings, partition.shifts, strict=True)]
+        embeddings = self.posembed_layers[stage][block]  # type: ignore[index]
+        return [embedding(cells) for embedding, cells in zip(embeddings, partition.cells, strict=True)]
 
 
 class SetAttentionBackbone(nn.Module):
-    """Blocks of set attention; consecutive blocks use alternating window shifts."""
+    """Stages of set attention; consecutive blocks use alternating window shifts, and pooling joins the stages."""
 
-    def __init__(self, config: Backbone3dConfig, *, flat: bool) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.input_layer = InputLayer(config, flat=flat)
-        self.stage_0 = nn.ModuleList(SetAttentionBlock(config) for _ in range(config.num_blocks))
-        self.residual_norm_stage_0 = nn.ModuleList(nn.LayerNorm(config.channels) for _ in range(config.num_blocks))
+        config = model.backbone_3d
+        self.shifts = config.shifts
+        self.input_layer = InputLayer(model)
+        for number, stage in enumerate(config.stages):
+            norms = (nn.LayerNorm(config.channels) for _ in range(stage.num_blocks))
+            blocks = (SetAttentionBlock(config) for _ in range(stage.num_blocks))
+            self.add_module(f"stage_{number}", nn.ModuleList(blocks))
+            self.add_module(f"residual_norm_stage_{number}", nn.ModuleList(norms))
+            if number < len(config.stages) - 1:
+                self.add_module(f"stage_{number}_reduction", AttentionPooling(config.channels, stage.pool_z))
 
     def forward(self, features: Tensor, partition: SetPartition) -> Tensor:
-        """(V, D) voxel features to (V, D)."""
-        for index in range(len(self.stage_0)):
-            features = self.run_block(index, features, self.input_layer(index, partition), partition)
+        """(V, D) voxel features to (V', D), those of the last stage."""
+        for number, stage in enumerate(partition.stages):
+            for block in range(len(self.shifts[number])):
+                positions = self.input_layer(number, block, stage)
+                features = self.run_block(number, block, features, positions, stage)
+            if stage.pooling is not None:
+                features = self.get_submodule(f"stage_{number}_reduction")(features, stage.pooling)
         return features
 
-    def run_block(self, index: int, features: Tensor, positions: list[Tensor], partition: SetPartition) -> Tensor:
-        """(V, D) to (V, D): block `index` with its outer residual connection."""
-        block, norm = self.stage_0[index], self.residual_norm_stage_0[index]
-        return normalize_sum(norm, block(features, positions, partition.shifts[index % 2]), features)
+    def run_block(
+        self, stage: int, block: int, features: Tensor, positions: list[Tensor], partition: StagePartition
+    ) -> Tensor:
+        """(V, D) to (V, D): a block with its outer residual connection."""
+        attention = self.get_submodule(f"stage_{stage}.{block}")
+        norm = self.get_submodule(f"residual_norm_stage_{stage}.{block}")
+        sets = partition.sets[self.shifts[stage][block]]
+        return normalize_sum(norm, attention(features, positions, sets), features)

@@ -18,6 +18,7 @@ from dsvt_ros.backends import Progress
 from dsvt_ros.backends.tensorrt import load
 from dsvt_ros.backends.tensorrt.cache import EngineSpec, read_engine
 from dsvt_ros.backends.tensorrt.load import PlannedEngine, Source
+from dsvt_ros.capacity import Capacity, StageCapacity, counts_of
 from dsvt_ros.config import DetectorConfig, EngineConfig, with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, DataError, EngineError, ModelError
@@ -27,7 +28,7 @@ from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import ModelFolder, embedded_models, open_model
 from dsvt_ros.postprocess import no_boxes
-from dsvt_ros.profile_plan import CloudCounts, ProfilePlan, plan_profile
+from dsvt_ros.profile_plan import ProfilePlan, plan_profile
 from dsvt_ros.structures import DeviceBoxes
 from dsvt_ros.tools.arguments import (
     add_columns_option,
@@ -273,23 +274,23 @@ def _repeated(options: argparse.Namespace) -> list[str]:
 # ------------------------------------------------------------------------------------------------ planning
 
 
+NO_VOXELS = Capacity((StageCapacity(0, (0, 0)),))
+
+
 class CountingDetector(Detector):
     """Goes as far with a cloud as is needed to count its sets; the weights do not matter for that.
 
     Attributes:
-        num_sets: Sets of each window shift in the last cloud.
+        counts: Voxels and sets of the last cloud.
     """
 
-    num_sets: tuple[int, int] = (0, 0)
+    counts = NO_VOXELS
 
     def forward(self, points: Tensor) -> DeviceBoxes:
         """The first stages of `Detector.forward`; finds nothing."""
-        self.num_sets = (0, 0)
         voxels = self._voxelize(points)
-        if len(voxels):
-            shifts = self._partition(voxels.coords, self.model.grid_size, self.model.backbone_3d).shifts
-            self.num_sets = shifts[0].set_indices.shape[1], shifts[1].set_indices.shape[1]
-        return no_boxes(points)
+        self.counts = counts_of(self._partition(voxels.coords, self.model)) if len(voxels) else NO_VOXELS
+        return no_boxes(self.model, points)
 
 
 def _plan(options: argparse.Namespace, folder: ModelFolder, config: DetectorConfig, console: Console) -> None:
@@ -305,7 +306,7 @@ def _plan(options: argparse.Namespace, folder: ModelFolder, config: DetectorConf
     with terminal_progress() as progress:
         for scan in scans:
             detector.detect(select_columns(scan, folder.model.feature_names, fill))
-            counts.append(CloudCounts(detector.num_voxels, detector.num_sets))
+            counts.append(detector.counts)
             if len(counts) % 20 == 0:
                 progress(f"counting voxels: {len(counts)} clouds", None)
     where = ", ".join(options.plan)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     )
     room = "any number of voxels"
     if manifest.capacity:
-        sets = " and ".join(map(str, manifest.capacity.sets))
+        sets = ", ".join(str(count) for stage in manifest.capacity.stages for count in stage.sets if count)
         room = f"up to {manifest.capacity.voxels} voxels in {sets} sets"
     files = ", ".join(network.file for network in manifest.networks.values())
     console.print(

@@ -21,21 +21,20 @@ from dsvt_ros.backends import Networks
 from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session, require_onnxruntime
 from dsvt_ros.backends.tensorrt.load import Source, load_networks, require_gpu
 from dsvt_ros.backends.torch import TorchNetworks
-from dsvt_ros.comparison import BoxDifference, TensorDifference, boxes_from_maps, map_differences
+from dsvt_ros.comparison import BoxDifference, TensorDifference, boxes_from_maps, common_proposals, map_differences
 from dsvt_ros.config import parse_assignment, with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, DataError, EngineError, ModelError
 from dsvt_ros.export.cache import read_networks
 from dsvt_ros.export.manifest import Manifest, read_manifest
-from dsvt_ros.export.networks import MAPS, release_inputs
+from dsvt_ros.export.networks import named_maps, release_inputs
 from dsvt_ros.io.clouds import open_clouds, select_columns
 from dsvt_ros.io.point_files import parse_columns
-from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
-from dsvt_ros.structures import SetPartition
+from dsvt_ros.structures import HeadMaps, SetPartition
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 
@@ -173,8 +172,7 @@ class Recorder:
         """The outputs by name; none if the cloud had no voxels."""
         if self.features is None or self.maps is None:
             return []
-        maps = [(name, getattr(self.maps, name)) for name in MAPS]
-        return [("features", self.features), *((name, values) for name, values in maps if values is not None)]
+        return [("features", self.features), *named_maps(self.maps)]
 
 
 class ReleaseNetworks(TorchNetworks):
@@ -189,7 +187,7 @@ class ReleaseNetworks(TorchNetworks):
         self._session = session
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
-        """(V, D) pillar features to (V, D)."""
+        """(V, D) voxel features to (V, D)."""
         (output,) = self._session.run(release_inputs(self._tables, features, partition))
         return output
 
@@ -232,7 +230,7 @@ def _onnxruntime(manifest: Manifest, source: Source) -> tuple[str, Networks]:
         session = Session(described, files[described.file], source.device, None)
         release = ReleaseNetworks(source.network, session)
         return release.name, release
-    networks = OnnxRuntimeNetworks(manifest, files, source.device)
+    networks = OnnxRuntimeNetworks(source.network.config, manifest, files, source.device)
     return networks.name, networks
 
 
@@ -240,11 +238,12 @@ def _compare(result: Result, found: Recorder, expected: Recorder, detector: Dete
     """Add the last cloud."""
     if found.maps is None or expected.maps is None:
         return
-    map_differences(result.tensors, found.tensors(), expected.tensors())
     ours, theirs = (
         boxes_from_maps(maps, detector.model, detector.config.postprocess, result.limits.score)
         for maps in (found.maps, expected.maps)
     )
+    found.maps, expected.maps = common_proposals(found.maps, expected.maps)
+    map_differences(result.tensors, found.tensors(), expected.tensors())
     result.boxes.add(ours, theirs, result.limits.center_m, result.limits.score)
     found.features = found.maps = expected.features = expected.maps = None
 

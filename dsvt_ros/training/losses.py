@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsvt_ros.box_geometry import iou_3d_pairs
 from dsvt_ros.config import ModelConfig
-from dsvt_ros.model.center_head import HeadMaps
+from dsvt_ros.structures import CenterMaps
 from dsvt_ros.training.targets import Targets
 
 # As in the published Waymo configurations (LOC_WEIGHT).
@@ -27,7 +27,7 @@ class Losses:
     total: Tensor
 
 
-def compute_losses(maps: HeadMaps, targets: Targets, model: ModelConfig) -> Losses:
+def compute_losses(maps: CenterMaps, targets: Targets, model: ModelConfig) -> Losses:
     """Losses of a batch, each averaged over the taught boxes."""
     count = max(len(targets.cell), 1)
     heatmap = focal_loss(maps.heatmap.float(), targets.heatmap, targets.weight) / count
@@ -55,7 +55,7 @@ def focal_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return -(loss * weight).sum()
 
 
-def _boxes(predicted: Tensor, targets: Targets, maps: HeadMaps, model: ModelConfig) -> Tensor:
+def _boxes(predicted: Tensor, targets: Targets, maps: CenterMaps, model: ModelConfig) -> Tensor:
     """(M, 7) boxes decoded from the (M, 8) regression at the targets' cells."""
     _, _, rows, columns = maps.heatmap.shape
     cell = targets.cell % (rows * columns)

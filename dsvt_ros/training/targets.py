@@ -24,7 +24,7 @@ class Targets:
         weight: (B, classes, H, W), 0 where an object with too few points may lie.
         cell: (M,) int64, flat cell ``(scan * H + row) * W + column`` of each box's centre.
         box: (M, 7) true boxes.
-        regression: (M, 8) center (2), center_z, dim (3), rot (2), as in `HeadMaps`.
+        regression: (M, 8) center (2), center_z, dim (3), rot (2), as in `CenterMaps`.
     """
 
     heatmap: Tensor

@@ -92,7 +92,7 @@ def load_networks(source: Source, progress: Progress) -> tuple[TensorRtNetworks,
                 engines[planned.spec.network].append(engine)
                 origins.append(origin)
     (dense,) = engines["dense"]
-    networks = TensorRtNetworks(engines["sparse"], dense)
+    networks = TensorRtNetworks(source.folder.model, engines["sparse"], dense)
     if unknown:
         _LOG.warning("no sidecar says what %s was built from: comparing with torch", " and ".join(unknown))
         check_against_torch(networks, source.network, source.device, unknown)
@@ -355,11 +355,17 @@ def _counts(model: ModelConfig, voxels: int, share: float) -> dict[str, int]:
         voxels: Number of voxels.
         share: 0 for the fewest sets that so many voxels can make, 1 for the most.
     """
-    fewest = math.ceil(voxels / model.backbone_3d.set_size)
-    counts = {"num_voxels": voxels, "voxel_number": voxels}
-    for number, most in enumerate(capacity_for(model, voxels).sets):
-        sets = round(fewest + share * (most - fewest))
-        counts |= {f"num_sets_shift_{number}": sets, f"set_number_shift_{number}": sets}
+    counts = {"voxel_number": voxels}
+    fewest_voxels = voxels
+    for number, (stage, room) in enumerate(
+        zip(model.backbone_3d.stages, capacity_for(model, voxels).stages, strict=True)
+    ):
+        counts[f"num_voxels_stage_{number}"] = round(fewest_voxels + share * (room.voxels - fewest_voxels))
+        fewest = math.ceil(fewest_voxels / stage.set_size)
+        for shift, most in enumerate(room.sets):
+            sets = round(fewest + share * (most - fewest))
+            counts |= {f"num_sets_stage_{number}_shift_{shift}": sets, f"set_number_shift_{shift}": sets}
+        fewest_voxels = math.ceil(fewest_voxels / stage.pool_z)
     return counts
 
 

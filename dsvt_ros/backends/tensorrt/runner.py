@@ -10,16 +10,16 @@ from torch import Tensor
 
 from dsvt_ros.backends.tensorrt.api import GpuError, logger, trt, type_name, usable_gpu
 from dsvt_ros.capacity import write_padded
+from dsvt_ros.config import ModelConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import (
-    PARTITION_TENSORS,
     TensorSpec,
     maps_from_tensors,
     partition_from_tensors,
+    sparse_inputs,
     tensors_for,
 )
-from dsvt_ros.model.center_head import HeadMaps
-from dsvt_ros.structures import SetPartition
+from dsvt_ros.structures import HeadMaps, SetPartition
 
 
 class Engine:
@@ -201,7 +201,8 @@ class TensorRtNetworks:
     name = "tensorrt"
     channels_last = False
 
-    def __init__(self, sparse: Sequence[Engine], dense: Engine) -> None:
+    def __init__(self, model: ModelConfig, sparse: Sequence[Engine], dense: Engine) -> None:
+        self._model = model
         self._sparse = sorted(sparse, key=_room)
         self._dense = dense
         self._last = self._sparse[-1]
@@ -218,7 +219,7 @@ class TensorRtNetworks:
         return {"sparse": self._last.times_ms(runs), "dense": self._dense.times_ms(runs)}
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
-        """(V, D) pillar features to (V, D), by the smallest engine with room for them.
+        """(V, D) voxel features to (V', D) of the last stage, by the smallest engine with room for them.
 
         Raises:
             EngineError: There are more voxels than any engine has room for, or running fails.
@@ -236,17 +237,17 @@ class TensorRtNetworks:
         tensors = engine.tensors(_shapes_for(engine, features, partition))
         tensors["voxel_features"][:count].copy_(features)
         tensors["voxel_features"][count:].zero_()
-        write_padded(partition, partition_from_tensors(tensors[name] for name in PARTITION_TENSORS))
-        return engine.run()["features"][:count]
+        write_padded(partition, partition_from_tensors(tensors, self._model.backbone_3d))
+        return engine.run()["features"][: len(partition.coords)]
 
     def dense(self, bev: Tensor) -> HeadMaps:
-        """(1, D, H, W) BEV map to the head's maps.
+        """(1, D, H, W) BEV map to what the head says.
 
         Raises:
             EngineError: Running fails.
         """
         self._dense.tensors()["bev"].copy_(bev)
-        return maps_from_tensors(self._dense.run())
+        return maps_from_tensors(self._dense.run(), self._model)
 
 
 def _room(engine: Engine) -> int:
@@ -255,17 +256,13 @@ def _room(engine: Engine) -> int:
 
 def _shapes_for(engine: Engine, features: Tensor, partition: SetPartition) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs for one cloud: its own, padded to the smallest that an engine with a range takes."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for spec in engine.inputs:
-        if engine.smallest[spec.name] == spec.shape:
-            continue
-        own: tuple[int, ...] = tuple(features.shape)
-        if spec.name != "voxel_features":
-            kind, _, number = spec.name.rpartition("_shift_")
-            values: Tensor = getattr(partition.shifts[int(number)], kind)
-            own = tuple(values.shape)
-        shapes[spec.name] = tuple(max(pair) for pair in zip(own, engine.smallest[spec.name], strict=True))
-    return shapes
+    ranged = [spec.name for spec in engine.inputs if engine.smallest[spec.name] != spec.shape]
+    if not ranged:
+        return {}
+    own = sparse_inputs(features, partition)
+    return {
+        name: tuple(max(pair) for pair in zip(own[name].shape, engine.smallest[name], strict=True)) for name in ranged
+    }
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

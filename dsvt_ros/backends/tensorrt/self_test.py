@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from dsvt_ros.backends import Networks
 from dsvt_ros.backends.torch import TorchNetworks
+from dsvt_ros.comparison import common_proposals
 from dsvt_ros.errors import EngineError
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.set_partition import partition_sets
@@ -41,12 +42,12 @@ def check_against_torch(networks: Networks, network: DSVT, device: torch.device,
     torch_networks = TorchNetworks(network)
     with torch.inference_mode():
         if "sparse" in names:
-            partition = partition_sets(coords, model.grid_size, model.backbone_3d)
+            partition = partition_sets(coords, model)
             _compare("sparse", networks.sparse(features, partition), torch_networks.sparse(features, partition))
         if "dense" in names:
             bev = features.new_zeros(1, model.backbone_3d.channels, ny, nx)
             bev[0][:, coords[:, 2].long(), coords[:, 3].long()] = features.T
-            found, expected = networks.dense(bev), torch_networks.dense(bev)
+            found, expected = common_proposals(networks.dense(bev), torch_networks.dense(bev))
             _compare("dense", found.heatmap, expected.heatmap)
             _compare("dense", found.dim, expected.dim)
 
