@@ -19,7 +19,9 @@ from dsvt_ros.io.point_files import (
 )
 from dsvt_ros.io.pointcloud2 import (
     DATATYPES,
+    POINT_TIMES,
     REQUIRED_COLUMNS,
+    CloudLike,
     Fill,
     fill_of_columns,
     layout_from_msg,
@@ -37,9 +39,11 @@ class Scan:
     Attributes:
         source: Path, for bags with the position among the topic's clouds: ``drive.mcap#12``.
         points: (N, C) float32, unfiltered; metres, in the frame `frame_id`.
-        columns: C names, as the file has them.
+        columns: C names, as the file has them. Times of points of a bag are left out: float32 cannot hold them, and
+            a model's feature ``time`` means the age of a sweep.
         stamp_ns: When it was measured; None for files, which do not say.
         frame_id: Coordinate frame; empty for files.
+        message: What it was read from; None for files.
     """
 
     source: str
@@ -47,6 +51,7 @@ class Scan:
     columns: tuple[str, ...]
     stamp_ns: int | None = None
     frame_id: str = ""
+    message: CloudLike | None = None
 
 
 def open_clouds(path: str | Path, columns: Sequence[str] | None = None, topic: str | None = None) -> Iterator[Scan]:
@@ -140,7 +145,9 @@ def _names_of_array(path: Path, num_columns: int, columns: Sequence[str] | None)
 def _scans_of_bag(path: Path, clouds: Iterator[BagCloud]) -> Iterator[Scan]:
     for index, cloud in enumerate(clouds):
         layout = layout_from_msg(cloud.message)
-        names = [f.name for f in layout.fields if f.name and f.datatype in DATATYPES]
+        names = [
+            f.name for f in layout.fields if f.name and f.datatype in DATATYPES and f.name.lower() not in POINT_TIMES
+        ]
         columns = tuple(dict.fromkeys((*REQUIRED_COLUMNS, *names)))
         points = cloud.points(columns)
-        yield Scan(f"{path}#{index}", points, columns, cloud.stamp_ns, cloud.frame_id)
+        yield Scan(f"{path}#{index}", points, columns, cloud.stamp_ns, cloud.frame_id, cloud.message)
