@@ -28,6 +28,12 @@ def pose_matrix(pose: tuple[float, ...]) -> NDArray[np.float64]:
     return matrix
 
 
+def is_return(points: Tensor, config: PreprocessConfig) -> Tensor:
+    """(N,) bool: which of (N, C) points in the sensor's frame are returns: finite, and no nearer than `min_range`."""
+    xyz = points[:, :3]
+    return torch.isfinite(xyz).all(1) & ((xyz * xyz).sum(1) >= config.min_range**2)
+
+
 def drop_missing(points: Tensor, model: ModelConfig, config: PreprocessConfig) -> Tensor:
     """Drop points that are no returns: NaN or infinite coordinates (REP 117), or nearer than `min_range`.
 
@@ -41,9 +47,7 @@ def drop_missing(points: Tensor, model: ModelConfig, config: PreprocessConfig) -
     Returns:
         (M, C) with M <= N.
     """
-    xyz = points[:, :3]
-    returned = torch.isfinite(xyz).all(1) & ((xyz * xyz).sum(1) >= config.min_range**2)
-    points = points[returned]
+    points = points[is_return(points, config)]
     fill = points.new_tensor([feature.fill for feature in model.features])
     return torch.where(torch.isfinite(points), points, fill)
 
