@@ -7,7 +7,7 @@ BIN := .venv/bin
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test parity lint clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: venv  ## Detect objects in a simulated drive, through ROS where it exists:
 
 test: lint  ## Lint, check the types, run the tests
 	$(BIN)/python -m pytest
+
+parity: venv  ## Show how far every stage is from the published modules
+	@PYTHONPATH=test $(BIN)/python test/reference.py
 
 lint: venv  ## Lint and check the types
 	$(BIN)/ruff check .

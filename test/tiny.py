@@ -10,7 +10,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from dsvt_ros.config import Backbone2dConfig, Backbone3dConfig, EncoderConfig, HeadConfig, ModelConfig
+from dsvt_ros.config import (
+    Backbone2dConfig,
+    Backbone3dConfig,
+    CenterHeadConfig,
+    EncoderConfig,
+    ModelConfig,
+    StageConfig,
+    TransFusionHeadConfig,
+)
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import open_model
 
@@ -22,20 +30,59 @@ def tiny_config() -> ModelConfig:
         point_cloud_range=(-5.12, -5.12, -2.0, 5.12, 5.12, 4.0),
         encoder=EncoderConfig(channels=(16, 16)),
         backbone_3d=Backbone3dConfig(
-            channels=16, ffn_channels=32, num_heads=2, num_blocks=2, set_size=6,
-            windows=((6, 6, 1), (10, 10, 1)), offsets=((0, 0, 0), (3, 3, 0)),
+            channels=16, ffn_channels=32, num_heads=2,
+            stages=(StageConfig(2, 6, windows=((6, 6, 1), (10, 10, 1)), offsets=((0, 0, 0), (3, 3, 0))),),
         ),
         backbone_2d=Backbone2dConfig(
             blocks=(1, 2), strides=(2, 2), channels=(8, 16), upsample_strides=(1, 2), upsample_channels=(8, 8)
         ),
-        head=HeadConfig(shared_channels=8),
+        head=CenterHeadConfig(shared_channels=8),
     )  # fmt: skip
 
 
-def tiny_network(seed: int = 0) -> DSVT:
+def tiny_voxel_config() -> ModelConfig:
+    """Three stages, the second of which uses one window shift only, and two groups of classes with velocities."""
+    return dataclasses.replace(
+        tiny_config(),
+        name="tiny_voxel",
+        voxel_size=(0.32, 0.32, 0.75),
+        backbone_3d=Backbone3dConfig(
+            channels=16, ffn_channels=32, num_heads=2,
+            stages=(
+                StageConfig(2, 6, windows=((6, 6, 8), (10, 10, 4)), offsets=((0, 0, 0), (3, 3, 2)), pool_z=4),
+                StageConfig(1, 5, windows=((6, 6, 2), (10, 10, 2)), offsets=((0, 0, 0), (3, 3, 0)), pool_z=2),
+                StageConfig(1, 4, windows=((6, 6, 1), (10, 10, 1)), offsets=((0, 0, 0), (3, 3, 0))),
+            ),
+        ),
+        head=CenterHeadConfig(
+            shared_channels=8, branches=("center", "center_z", "dim", "rot", "vel", "iou", "hm"),
+            groups=(("pedestrian",), ("cyclist", "car")), bias_before_norm=True,
+        ),
+    )  # fmt: skip
+
+
+def tiny_proposal_config() -> ModelConfig:
+    """TransFusionHead on a map of more columns than rows."""
+    return dataclasses.replace(
+        tiny_config(),
+        name="tiny_proposals",
+        point_cloud_range=(-8.32, -5.12, -2.0, 8.32, 5.12, 4.0),
+        backbone_2d=Backbone2dConfig(
+            blocks=(1, 2), strides=(1, 2), channels=(8, 16), upsample_strides=(0.5, 1), upsample_channels=(8, 8)
+        ),
+        head=TransFusionHeadConfig(
+            channels=16, ffn_channels=32, num_heads=2, num_proposals=20, small_classes=("pedestrian",)
+        ),
+    )  # fmt: skip
+
+
+TINY_CONFIGS = {"tiny": tiny_config, "tiny_voxel": tiny_voxel_config, "tiny_proposals": tiny_proposal_config}
+
+
+def tiny_network(seed: int = 0, name: str = "tiny") -> DSVT:
     """Random weights, batch norms that change something, and biases such that boxes come out."""
     torch.manual_seed(seed)
-    network = DSVT(tiny_config())
+    network = DSVT(TINY_CONFIGS[name]())
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
@@ -43,13 +90,14 @@ def tiny_network(seed: int = 0) -> DSVT:
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.8, 1.2)
                 module.bias.normal_(0, 0.1)
-        network.dense_head.heads_list[0].hm[1].bias.fill_(-0.5)
+        for group in getattr(network.dense_head, "heads_list", ()):
+            group.hm[1].bias.fill_(-0.5)
     return network.eval().requires_grad_(False)
 
 
-def write_tiny_model(folder: Path, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    network = tiny_network(seed)
+    network = tiny_network(seed, name)
     plain = yaml.safe_load(yaml.safe_dump(_lists(dataclasses.asdict(network.config))))
     (folder / "model.yaml").write_text(yaml.safe_dump({"model": plain}))
     state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}

@@ -13,8 +13,10 @@ from dsvt_ros.export.onnx_file import single_precision_nodes
 
 def with_capacity(networks, files, capacity):
     """An export with open extents as one with fixed ones."""
-    values = {"num_voxels": capacity.voxels}
-    values |= {f"num_sets_shift_{number}": sets for number, sets in enumerate(capacity.sets)}
+    values = {}
+    for number, stage in enumerate(capacity.stages):
+        values[f"num_voxels_stage_{number}"] = stage.voxels
+        values |= {f"num_sets_stage_{number}_shift_{shift}": sets for shift, sets in enumerate(stage.sets)}
     fixed_networks, fixed_files = {}, {}
     for name, network in networks.items():
         model = onnx.load_model_from_string(files[network.file])

@@ -35,7 +35,7 @@ def stages(network, waymo_points):
     with torch.inference_mode():
         voxels = voxelize(torch.as_tensor(waymo_points[::6]), model)
         features = network.vfe(voxels)
-        partition = partition_sets(voxels.coords, model.grid_size, model.backbone_3d)
+        partition = partition_sets(voxels.coords, model)
         output = networks.sparse(features, partition)
         maps = networks.dense(scatter_bev(output, voxels.coords, model.grid_size, 1))
     return voxels, features, partition, output, maps
@@ -46,7 +46,7 @@ def run(network, stages, options):
     voxels, features, partition, _, _ = stages
     exported, files = export_networks(network, options)
     manifest = manifest_for(network.config, options, exported, files, "")
-    networks = OnnxRuntimeNetworks(manifest, files, torch.device("cpu"))
+    networks = OnnxRuntimeNetworks(network.config, manifest, files, torch.device("cpu"))
     with torch.inference_mode():
         output = networks.sparse(features, partition)
         bev = scatter_bev(output, voxels.coords, network.config.grid_size, 1, channels_last=False)
@@ -74,7 +74,7 @@ def test_half_precision_of_the_sparse_network(network, stages):
     decompose_layer_norms(backbone)
     to_half(backbone)
     inputs, outputs = sparse_specs(network.config, None, "float16")
-    content = export_onnx(SparseNetwork(backbone).eval(), inputs, outputs, 17, "sparse")
+    content = export_onnx(SparseNetwork(backbone, network.config.backbone_3d).eval(), inputs, outputs, 17, "sparse")
     described = ExportedNetwork("sparse.onnx", tuple(inputs), tuple(outputs))
     (found,) = Session(described, content, torch.device("cpu"), None).run(sparse_inputs(features, partition))
     error = (found.float() - expected).abs()

@@ -21,8 +21,10 @@ model:
   ground_z: 0.0
   encoder: {channels: [32, 32]}
   backbone_3d:
-    {channels: 32, ffn_channels: 32, num_heads: 2, num_blocks: 1, set_size: 36,
-     windows: [[12, 12, 1], [24, 24, 1]], offsets: [[0, 0, 0], [6, 6, 0]]}
+    channels: 32
+    ffn_channels: 32
+    num_heads: 2
+    stages: [{num_blocks: 1, set_size: 36, windows: [[12, 12, 1], [24, 24, 1]], offsets: [[0, 0, 0], [6, 6, 0]]}]
   backbone_2d:
     {blocks: [1, 1], strides: [2, 2], channels: [32, 32], upsample_strides: [1, 2], upsample_channels: [16, 16]}
   head: {shared_channels: 16}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import tiny_points, write_tiny_model
+from tiny import tiny_config, tiny_points, write_tiny_model
 
 import dsvt_ros.export.cache as export_cache
 from dsvt_ros import Detector
@@ -121,7 +121,7 @@ def test_beyond_capacity_the_farthest_voxels_go(exported, cache, caplog):
 
 def test_networks_refuse_more_than_they_hold(exported):
     manifest = read_manifest(exported)
-    networks = OnnxRuntimeNetworks(manifest, read_networks(exported, manifest), torch.device("cpu"))
+    networks = OnnxRuntimeNetworks(tiny_config(), manifest, read_networks(exported, manifest), torch.device("cpu"))
     with pytest.raises(EngineError, match=r"257 voxels, but the exported network has room for 256"):
         networks.sparse(torch.zeros(257, 16), None)
     with pytest.raises(EngineError, match=r"cannot run dense\.onnx"):
@@ -181,8 +181,8 @@ def cut(path):
         (lambda f: cut(f / "dense.onnx"), r"dense\.onnx is not the file that manifest\.json describes"),
         (lambda f: shutil.copy(f / "sparse.onnx", f / "dense.onnx"), r"dense\.onnx is not the file"),
         (lambda f: (f / "manifest.json").write_text("{"), r"is no manifest of dsvt_ros"),
-        (lambda f: (f / "manifest.json").write_text('{"schema_version": 2}'), r"is no manifest of dsvt_ros"),
-        (lambda f: (f / "manifest.json").write_text('{"schema_version": 9}'), r"schema_version 9, expected 2"),
+        (lambda f: (f / "manifest.json").write_text('{"schema_version": 3}'), r"is no manifest of dsvt_ros"),
+        (lambda f: (f / "manifest.json").write_text('{"schema_version": 9}'), r"schema_version 9, expected 3"),
     ],
     ids=["missing", "cut", "swapped", "no json", "no content", "other version"],
 )
@@ -205,7 +205,7 @@ def test_a_file_that_onnxruntime_cannot_read(exported):
     manifest = read_manifest(exported)
     files = {**read_networks(exported, manifest), "sparse.onnx": b"no protobuf"}
     with pytest.raises(EngineError, match=r"cannot load sparse\.onnx"):
-        OnnxRuntimeNetworks(manifest, files, torch.device("cpu"))
+        OnnxRuntimeNetworks(tiny_config(), manifest, files, torch.device("cpu"))
 
 
 def test_a_manifest_of_another_file(exported):
@@ -214,14 +214,14 @@ def test_a_manifest_of_another_file(exported):
     renamed = dataclasses.replace(sparse, outputs=(dataclasses.replace(sparse.outputs[0], name="result"),))
     manifest = dataclasses.replace(manifest, networks={**manifest.networks, "sparse": renamed})
     with pytest.raises(EngineError, match="gives features; its manifest says result"):
-        OnnxRuntimeNetworks(manifest, read_networks(exported, manifest), torch.device("cpu"))
+        OnnxRuntimeNetworks(tiny_config(), manifest, read_networks(exported, manifest), torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there may be a CUDA provider")
 def test_no_cuda_provider(exported):
     manifest = read_manifest(exported)
     with pytest.raises(EngineError, match="has no CUDA provider"):
-        OnnxRuntimeNetworks(manifest, read_networks(exported, manifest), torch.device("cuda"))
+        OnnxRuntimeNetworks(tiny_config(), manifest, read_networks(exported, manifest), torch.device("cuda"))
 
 
 def test_missing_package(exported, cache, monkeypatch):
@@ -245,5 +245,7 @@ def test_unknown_backend(source):
 
 def test_manifest_is_plain_json(exported):
     content = json.loads((exported / "manifest.json").read_text())
-    assert content["capacity"] == {"voxels": 256, "sets": [(256 + 36 * 5) // 6, (256 + 16 * 5) // 6]}
+    assert content["capacity"] == {
+        "stages": [{"voxels": 256, "sets": [(256 + 36 * 5) // 6, (256 + 16 * 5) // 6]}]
+    }
     assert read_manifest(exported).to_json() == (exported / "manifest.json").read_text()

@@ -66,7 +66,7 @@ def test_flatten_lists_every_leaf_once():
 def test_embedded_models_are_valid(name):
     folder = open_model(name)
     assert folder.model.name == name
-    assert folder.model.grid_size[2] == 1
+    assert folder.model.stage_grids[-1][2] == 1
 
 
 def test_grid_is_rounded_and_checked():
@@ -87,6 +87,22 @@ def test_grid_is_rounded_and_checked():
         ({"voxel_size": [0.32, 0.32]}, "needs 3 values"),
         ({"sweeps": 10}, "a model of 10 sweeps needs a feature time; it has x, y, z, intensity"),
         ({"sweeps": 0}, "at least 1"),
+        ({"voxel_size": [0.32, 0.32, 0.75]}, "the stages are 8 voxels high, and the last one has pool_z 1"),
+        ({"head": {"type": "anchors"}}, "head.type must be one of center, transfusion; got 'anchors'"),
+        ({"head": {"shared_channels": 8, "groups": [["car"], ["cyclist"]]}}, "head.groups must name each class once"),
+        ({"head": {"shared_channels": 8, "branches": ["center", "hm"]}}, "head.branches must name each of center,"),
+        (
+            {
+                "backbone_2d": {
+                    "blocks": [1, 1],
+                    "strides": [1, 2],
+                    "channels": [8, 8],
+                    "upsample_strides": [1, 1],
+                    "upsample_channels": [8, 8],
+                }
+            },
+            "must bring all stages to one resolution, a whole number of voxels; they come to 1, 2 voxels",
+        ),
     ],
 )
 def test_wrong_descriptions_are_refused(change, message):

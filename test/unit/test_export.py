@@ -52,11 +52,11 @@ def scene():
     with torch.no_grad():
         voxels = voxelize(torch.as_tensor(tiny_points()), model)
         features = network.vfe(voxels)
-        partition = partition_sets(voxels.coords, model.grid_size, model.backbone_3d)
+        partition = partition_sets(voxels.coords, model)
         modules = inference_modules(network)
         bev = torch.randn(1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
         maps = modules.head(modules.backbone_2d(bev))
-        positions = [network.backbone_3d.input_layer(block, partition) for block in range(2)]
+        positions = [network.backbone_3d.input_layer(0, block, partition.stages[0]) for block in range(2)]
         return {
             "features": features,
             "partition": partition,
@@ -110,10 +110,10 @@ def test_names_and_shapes(exports):
     expected = {"voxel_features": ("float32", (512, 16))}
     for shift in (0, 1):
         expected |= {
-            f"set_indices_shift_{shift}": ("int32", (2, capacity.sets[shift], 6)),
-            f"set_mask_shift_{shift}": ("bool", (2, capacity.sets[shift], 6)),
-            f"slot_of_voxel_shift_{shift}": ("int32", (2, 512)),
-            f"cell_of_voxel_shift_{shift}": ("int32", (512,)),
+            f"set_indices_stage_0_shift_{shift}": ("int32", (2, capacity.stages[0].sets[shift], 6)),
+            f"set_mask_stage_0_shift_{shift}": ("bool", (2, capacity.stages[0].sets[shift], 6)),
+            f"slot_of_voxel_stage_0_shift_{shift}": ("int32", (2, 512)),
+            f"cell_of_voxel_stage_0_shift_{shift}": ("int32", (512,)),
         }
     assert inputs == expected
     assert [(spec.name, spec.shape) for spec in networks["dense"].outputs] == [
@@ -197,13 +197,13 @@ def test_published_interface(exports, scene):
     }
     assert [value.name for value in model.graph.input] == list(interface)
     assert [(spec.name, spec.shape) for spec in networks["dsvt"].outputs] == [("output", ("voxel_number", 16))]
-    first, second = scene["partition"].shifts
+    first, second = scene["partition"].stages[0].sets
     feed = {
         "src": scene["features"].numpy(),
-        "set_voxel_inds_tensor_shift_0": first.set_indices.numpy(),
-        "set_voxel_inds_tensor_shift_1": second.set_indices.numpy(),
-        "set_voxel_masks_tensor_shift_0": first.set_mask.numpy(),
-        "set_voxel_masks_tensor_shift_1": second.set_mask.numpy(),
+        "set_voxel_inds_tensor_shift_0": first.indices.numpy(),
+        "set_voxel_inds_tensor_shift_1": second.indices.numpy(),
+        "set_voxel_masks_tensor_shift_0": first.mask.numpy(),
+        "set_voxel_masks_tensor_shift_1": second.mask.numpy(),
         "pos_embed_tensor": scene["positions"],
     }
     found = run(files["dsvt.onnx"], feed)["output"]

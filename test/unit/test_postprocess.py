@@ -7,10 +7,9 @@ import torch
 
 from dsvt_ros.box_geometry import iou_matrix
 from dsvt_ros.config import PostprocessConfig
-from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.postprocess import decode, suppress
-from dsvt_ros.structures import DeviceBoxes
+from dsvt_ros.structures import CenterMaps, DeviceBoxes
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def empty_maps(size=160):
     def zeros(channels):
         return torch.zeros(1, channels, size, size)
 
-    return HeadMaps(zeros(3) - 20, zeros(2), zeros(1), zeros(3), zeros(2), zeros(1))
+    return CenterMaps(zeros(3) - 20, zeros(2), zeros(1), zeros(3), zeros(2), None, zeros(1))
 
 
 def test_decode_one_peak_by_hand(model):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsvt_ros.capacity import capacity_for, default_voxels
+from dsvt_ros.capacity import Capacity, StageCapacity, capacity_for, default_voxels
 from dsvt_ros.config import ProfileConfig
 from dsvt_ros.model.folder import open_model
-from dsvt_ros.profile_plan import HEADROOM, MIN_SAVING, STEP, CloudCounts, plan_profile, work
+from dsvt_ros.profile_plan import HEADROOM, MIN_SAVING, STEP, plan_profile, work
 
 
 @functools.cache
@@ -20,10 +20,12 @@ def model():
 
 def cloud(voxels, fullness=0.5):
     """As few sets as so many voxels can make, or as many, or something between."""
-    fewest = math.ceil(voxels / model().backbone_3d.set_size)
-    most = capacity_for(model(), voxels).sets if voxels else (0, 0)
-    first, second = (fewest + round(fullness * (count - fewest)) for count in most)
-    return CloudCounts(voxels, (first, second) if voxels else (0, 0))
+    if not voxels:
+        return Capacity((StageCapacity(0, (0, 0)),))
+    (room,) = capacity_for(model(), voxels).stages
+    fewest = math.ceil(voxels / model().backbone_3d.stages[0].set_size)
+    first, second = (fewest + round(fullness * (count - fewest)) for count in room.sets)
+    return Capacity((StageCapacity(voxels, (first, second)),))
 
 
 CELLS = 320 * 320
@@ -70,12 +72,12 @@ def test_one_more_engine_saves_its_share(clouds):
 
     def spent(sizes):
         rooms = [min(size for size in sizes if size >= cloud.voxels) for cloud in seen]
-        return sum(work(model(), room, capacity_for(model(), room).sets) for room in rooms)
+        return sum(work(model(), capacity_for(model(), room)) for room in rooms)
 
     for count in range(1, len(proposed.voxels)):
         fewer = proposed.voxels[count:]
         assert spent(proposed.voxels) <= (1 - MIN_SAVING) * spent(fewer)
-    needed = sum(work(model(), cloud.voxels, cloud.sets) for cloud in seen)
+    needed = sum(work(model(), cloud) for cloud in seen)
     assert proposed.padding == pytest.approx(1 - needed / spent(proposed.voxels))
 
 
@@ -115,5 +117,6 @@ def test_no_voxels_at_all():
 def test_work_counts_the_layers_of_the_network():
     """By hand: width 64, hidden width 128, sets of 36."""
     backbone = model().backbone_3d
-    assert (backbone.channels, backbone.ffn_channels, backbone.set_size) == (64, 128, 36)
-    assert work(model(), 10, (2, 1)) == 2 * 10 * (4 * 64 * 64 + 2 * 64 * 128) + 3 * 2 * 36 * 36 * 64
+    (stage,) = backbone.stages
+    assert (backbone.channels, backbone.ffn_channels, stage.num_blocks, stage.set_size) == (64, 128, 2, 36)
+    assert work(model(), Capacity((StageCapacity(10, (2, 1)),))) == 2 * 10 * (4 * 64 * 64 + 2 * 64 * 128) + 3 * 2 * 36 * 36 * 64

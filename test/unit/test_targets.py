@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dsvt_ros.config import PostprocessConfig
-from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.postprocess import decode
+from dsvt_ros.structures import CenterMaps
 from dsvt_ros.training.losses import compute_losses, focal_loss
 from dsvt_ros.training.targets import make_targets
 
@@ -29,7 +29,7 @@ def perfect_maps(targets):
     maps = flat.view(batch, rows, columns, 8).permute(0, 3, 1, 2)
     heatmap = torch.where(targets.heatmap == 1, 12.0, -12.0)
     iou = torch.ones(batch, 1, rows, columns)
-    return HeadMaps(heatmap, maps[:, :2], maps[:, 2:3], maps[:, 3:6], maps[:, 6:8], iou)
+    return CenterMaps(heatmap, maps[:, :2], maps[:, 2:3], maps[:, 3:6], maps[:, 6:8], None, iou)
 
 
 def test_targets_and_decoding_are_inverse(model):

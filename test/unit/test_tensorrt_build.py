@@ -138,8 +138,8 @@ def test_no_network(start, tmp_path, content, reason):
 
 def test_a_network_with_other_inputs(start, request_for):
     profile = dict(request_for().profile)
-    del profile["cell_of_voxel_shift_1"]
-    with pytest.raises(EngineError, match=r"sparse\.onnx has an input cell_of_voxel_shift_1, which is none of ours"):
+    del profile["cell_of_voxel_stage_0_shift_1"]
+    with pytest.raises(EngineError, match=r"sparse\.onnx has an input cell_of_voxel_stage_0_shift_1, which is none of ours"):
         start(profile=profile)
 
 
@@ -412,7 +412,7 @@ def test_profiles(interface, voxels, dynamic):
             for symbol, size in zip(spec.shape, high, strict=True):
                 assert sizes.setdefault(symbol, size) == size if isinstance(symbol, str) else symbol == size
         counts = [size for symbol, size in sizes.items() if "set_number" in symbol or "num_sets" in symbol]
-        assert sorted(counts) == sorted(capacity_for(model, most).sets)
+        assert sorted(counts) == sorted(capacity_for(model, most).stages[0].sets)
         assert most in sizes.values()
 
 

@@ -306,8 +306,8 @@ def counts_of(points):
     """Voxels and sets by the stages themselves."""
     model = tiny_config()
     voxels = voxelize(torch.as_tensor(points), model)
-    partition = partition_sets(voxels.coords, model.grid_size, model.backbone_3d)
-    return [len(voxels), *(shift.set_indices.shape[1] for shift in partition.shifts)]
+    (stage,) = partition_sets(voxels.coords, model).stages
+    return [len(voxels), *(sets.indices.shape[1] for sets in stage.sets)]
 
 
 def numbers(line):

@@ -11,8 +11,8 @@ from tiny import tiny_config, tiny_points, write_tiny_model
 from dsvt_ros.comparison import BoxDifference, FoundBoxes, TensorDifference, boxes_from_maps
 from dsvt_ros.config import PostprocessConfig
 from dsvt_ros.export.folder import ExportOptions, export_folder
-from dsvt_ros.model.center_head import HeadMaps
 from dsvt_ros.model.folder import open_model
+from dsvt_ros.structures import CenterMaps
 from dsvt_ros.tools import cli
 
 
@@ -104,8 +104,14 @@ def maps_with_peaks(scores):
     for row, score in enumerate(scores):
         logit[0, 0, row, 0] = math.log(score / (1 - score))
     zeros = torch.zeros
-    return HeadMaps(
-        logit, zeros(1, 2, 16, 16), zeros(1, 1, 16, 16), zeros(1, 3, 16, 16), zeros(1, 2, 16, 16), zeros(1, 1, 16, 16)
+    return CenterMaps(
+        logit,
+        zeros(1, 2, 16, 16),
+        zeros(1, 1, 16, 16),
+        zeros(1, 3, 16, 16),
+        zeros(1, 2, 16, 16),
+        None,
+        zeros(1, 1, 16, 16),
     )
 
 
