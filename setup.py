@@ -14,6 +14,7 @@ extras = {
     "onnx": ["onnx>=1.17", "onnxruntime>=1.17", "onnxscript>=0.5"],  # exporting needs torch 2.6 or later
     "tensorrt": ["tensorrt>=8.5"],
     "bags": ["rosbags>=0.10"],
+    "argoverse": ["pyarrow>=12"],
     "plot": ["matplotlib>=3.5"],
     "test": ["pytest>=6.2", "hypothesis>=6"],  # colcon test looks for pytest here
     "dev": ["mypy", "ruff", "types-PyYAML"],

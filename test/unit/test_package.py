@@ -109,7 +109,7 @@ def test_lock_file_has_everything_that_is_required(arguments):
     locked = {canonical(pin) for section in ("core", "torch", "dev") for pin in pins(section)}
     extras = arguments["extras_require"]
     required = [*arguments["install_requires"]]
-    for extra in ("torch", "onnx", "bags", "plot", "test", "dev"):
+    for extra in ("torch", "onnx", "argoverse", "bags", "plot", "test", "dev"):
         required += extras[extra]
     assert {canonical(re.split(r"[<>=]", name)[0]) for name in required} <= locked
 
