@@ -37,6 +37,9 @@ def option(
 
 # ------------------------------------------------------------------------------------------------ model.yaml
 
+AGE = "time"
+"""The feature of a point that tells the age of its sweep, s; never read from a cloud."""
+
 
 @dataclass(frozen=True)
 class PointFeature:
@@ -187,8 +190,8 @@ class ModelConfig:
         names = [feature.name for feature in self.features]
         if names[:3] != ["x", "y", "z"]:
             raise ConfigError(f"features must start with x, y, z; got {', '.join(names)}")
-        if self.sweeps > 1 and "time" not in names:
-            raise ConfigError(f"a model of {self.sweeps} sweeps needs a feature time; it has {', '.join(names)}")
+        if self.sweeps > 1 and AGE not in names:
+            raise ConfigError(f"a model of {self.sweeps} sweeps needs a feature {AGE}; it has {', '.join(names)}")
         backbone = self.backbone_3d
         if backbone.channels != self.encoder.channels[-1]:
             raise ConfigError(
@@ -283,6 +286,11 @@ class ModelConfig:
     def feature_names(self) -> tuple[str, ...]:
         """Names of the input columns, in order."""
         return tuple(feature.name for feature in self.features)
+
+    @property
+    def age_column(self) -> int | None:
+        """Column of the feature `AGE`; None for models of single sweeps."""
+        return self.feature_names.index(AGE) if AGE in self.feature_names else None
 
     @property
     def output_stride(self) -> int:
@@ -461,9 +469,9 @@ class DetectorConfig:
                     f"postprocess.{name} needs one value or one for each of {', '.join(model.class_names)}; "
                     f"got {len(values)}"
                 )
-        if self.preprocess.sweeps > 1 and "time" not in model.feature_names:
+        if self.preprocess.sweeps > 1 and model.age_column is None:
             raise ConfigError(
-                f"preprocess.sweeps is {self.preprocess.sweeps}, but model {model.name} has no feature time: "
+                f"preprocess.sweeps is {self.preprocess.sweeps}, but model {model.name} has no feature {AGE}: "
                 "it takes single sweeps"
             )
 

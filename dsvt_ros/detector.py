@@ -27,12 +27,12 @@ from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import fold_batch_norms
 from dsvt_ros.model.folder import open_model
+from dsvt_ros.poses import pose_matrix
 from dsvt_ros.postprocess import decode, no_boxes, suppress
 from dsvt_ros.preprocess import (
     boxes_to_source,
     drop_missing,
     ground_height,
-    pose_matrix,
     scale_features,
     transform,
 )

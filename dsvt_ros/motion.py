@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from dsvt_ros.config import PreprocessConfig
 from dsvt_ros.errors import DsvtError
-from dsvt_ros.poses import matrix_from_quaternion, slerp
-from dsvt_ros.preprocess import pose_matrix
+from dsvt_ros.poses import matrix_from_quaternion, pose_matrix, slerp
 
 KEEP_S = 10.0
 """Older poses are forgotten; as long as TF remembers by default."""
@@ -60,6 +59,21 @@ class Stationary:
         return np.eye(4)
 
 
+class Unknown:
+    """The motion of a sensor that nobody tells about.
+
+    Args:
+        advice: How to tell it.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self._advice = advice
+
+    def pose_at(self, stamp_ns: int, frame_id: str, wait_s: float = 0.0) -> NDArray[np.float64]:
+        """Nothing but the advice, as a `MotionError`."""
+        raise MotionError(f"nobody says how the sensor moved; {self._advice}")
+
+
 class Odometry:
     """The motion of a sensor on a vehicle, from the vehicle's nav_msgs/Odometry.
 
@@ -74,12 +88,14 @@ class Odometry:
     One thread may add while others ask.
 
     Args:
+        topic: Where the messages come from.
         config: Says where the sensor sits.
         static_pose: Asked for the sensor's pose in the odometry's child frame.
         keep_s: Poses older than the newest by more are forgotten.
     """
 
-    def __init__(self, config: PreprocessConfig, static_pose: StaticPose, keep_s: float = KEEP_S) -> None:
+    def __init__(self, topic: str, config: PreprocessConfig, static_pose: StaticPose, keep_s: float = KEEP_S) -> None:
+        self.topic = topic
         self._config = config
         self._static_pose = static_pose
         self._keep_ns = math.inf if math.isinf(keep_s) else round(keep_s * 1e9)
@@ -136,7 +152,7 @@ class Odometry:
     def _vehicle_at(self, stamp_ns: int) -> NDArray[np.float64]:
         stamps = self._stamps_ns
         if not stamps:
-            raise MotionError("there is no odometry yet")
+            raise MotionError(f"no odometry has come from {self.topic}")
         after = bisect_left(stamps, stamp_ns)
         if after < len(stamps) and stamps[after] == stamp_ns:
             return matrix_from_quaternion(*self._poses[after])

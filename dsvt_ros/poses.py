@@ -11,6 +11,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+def pose_matrix(pose: tuple[float, ...]) -> NDArray[np.float64]:
+    """(4, 4) transform of ``x, y, z, roll, pitch, yaw`` (REP 103: fixed axes, roll about x first); () is identity."""
+    matrix = np.eye(4)
+    if pose:
+        x, y, z, roll, pitch, yaw = pose
+        matrix[:3, 3] = x, y, z
+        cr, sr, cp, sp, cy, sy = (f(a) for a in (roll, pitch, yaw) for f in (math.cos, math.sin))
+        matrix[:3, :3] = [
+            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+            [-sp, cp * sr, cp * cr],
+        ]
+    return matrix
+
+
 def matrix_from_quaternion(position: ArrayLike, quaternion: ArrayLike) -> NDArray[np.float64]:
     """(4, 4) transform of a position, m, and a quaternion other than zero, which need not have unit length."""
     quaternion = np.asarray(quaternion, np.float64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,21 +9,6 @@ from torch import Tensor
 
 from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.structures import Boxes3D
-
-
-def pose_matrix(pose: tuple[float, ...]) -> NDArray[np.float64]:
-    """(4, 4) transform of ``x, y, z, roll, pitch, yaw`` (REP 103: fixed axes, roll about x first); () is identity."""
-    matrix = np.eye(4)
-    if pose:
-        x, y, z, roll, pitch, yaw = pose
-        matrix[:3, 3] = x, y, z
-        cr, sr, cp, sp, cy, sy = (f(a) for a in (roll, pitch, yaw) for f in (math.cos, math.sin))
-        matrix[:3, :3] = [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    return matrix
 
 
 def is_return(points: Tensor, config: PreprocessConfig) -> Tensor:

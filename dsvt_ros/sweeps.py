@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,10 @@ from torch import Tensor
 
 from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.deskew import compensate, sensor_path
+from dsvt_ros.errors import PointCloudError
 from dsvt_ros.motion import Motion, MotionError
 from dsvt_ros.poses import relative_pose
 from dsvt_ros.preprocess import drop_missing, is_return, transform
-
-TIME = "time"
-"""The feature that holds a sweep's age."""
 
 MAX_SPEED_M_S = 100.0
 """A sensor that seems to move faster was not tracked: the odometry jumped."""
@@ -58,7 +56,7 @@ class MergedSweeps:
     problem: str = ""
 
 
-def merge_sweeps(sweeps: Sequence[Sweep], time_column: int) -> Tensor:
+def merge_sweeps(sweeps: Sequence[Sweep], age_column: int) -> Tensor:
     """All points in the frame of the first sweep, each with the age of its sweep.
 
     The transforms between sweeps are computed in double precision, so that a fixed frame with its origin a million
@@ -67,7 +65,7 @@ def merge_sweeps(sweeps: Sequence[Sweep], time_column: int) -> Tensor:
     Args:
         sweeps: Newest first, at least one. Missing returns must be gone: moved away from (0, 0, 0), nothing would
             tell them from points.
-        time_column: Column that takes the age, s: 0 for the first sweep, positive for older ones.
+        age_column: Column that takes the age, s: 0 for the first sweep, positive for older ones.
 
     Returns:
         (N, C) float32 on the device, the sweeps one after the other.
@@ -80,7 +78,7 @@ def merge_sweeps(sweeps: Sequence[Sweep], time_column: int) -> Tensor:
     start = 0
     for sweep in sweeps:
         stop = start + len(sweep.points)
-        merged[start:stop, time_column] = (newest.stamp_ns - sweep.stamp_ns) / 1e9
+        merged[start:stop, age_column] = (newest.stamp_ns - sweep.stamp_ns) / 1e9
         start = stop
     return merged
 
@@ -99,7 +97,7 @@ class SweepBuffer:
     def __init__(self, model: ModelConfig, device: torch.device) -> None:
         self._model = model
         self._device = device
-        self._time_column = model.feature_names.index(TIME) if TIME in model.feature_names else None
+        self._age_column = model.age_column
         self._frame_id = ""
         self._previous_ns: int | None = None
         self._kept: list[tuple[Tensor, int]] = []  # points and stamp of older sweeps, newest first
@@ -113,7 +111,7 @@ class SweepBuffer:
         config: PreprocessConfig,
         *,
         wait_s: float = 0.0,
-        offsets_s: NDArray[np.float32] | None = None,
+        point_times: Callable[[], NDArray[np.float32]] | None = None,
     ) -> MergedSweeps:
         """Merge a new cloud with those before it.
 
@@ -128,10 +126,10 @@ class SweepBuffer:
             motion: Where the sensor is.
             config: How many sweeps, how old, and from which distance on points count.
             wait_s: How long to wait for the sensor's newest pose.
-            offsets_s: (N,) time of each point after the stamp, NaN where it is not known; None leaves points where
-                they are.
+            point_times: Asked for the (N,) times of points after the stamp, s, NaN where one is not known, if
+                `motion_compensation` is on; may raise `PointCloudError`.
         """
-        num_wanted = 1 if self._time_column is None else config.sweeps or self._model.sweeps
+        num_wanted = 1 if self._age_column is None else config.sweeps or self._model.sweeps
         self._forget(stamp_ns, frame_id, num_wanted, config.max_sweep_age)
         if self._previous_ns is None or not _is_known(motion, self._previous_ns, frame_id):
             wait_s = 0.0
@@ -139,10 +137,11 @@ class SweepBuffer:
 
         cloud = torch.as_tensor(points).to(self._device, torch.float32)
         problems = []
-        if offsets_s is not None and np.isfinite(offsets_s).any():
+        if config.motion_compensation and point_times is not None:
             try:
-                cloud, wait_s = self._compensated(cloud, stamp_ns, motion, config, wait_s, offsets_s), 0.0
-            except MotionError as error:
+                cloud = self._compensated(cloud, stamp_ns, motion, config, wait_s, point_times())
+                wait_s = 0.0
+            except (MotionError, PointCloudError) as error:
                 problems.append(f"points are not compensated for motion: {error}")
         cloud = drop_missing(cloud, self._model, config)
 
@@ -150,8 +149,8 @@ class SweepBuffer:
         problems += [problem] if problem else []
         if num_wanted > 1:
             self._kept.insert(0, (cloud, stamp_ns))
-        if self._time_column is not None:
-            cloud = merge_sweeps(placed, self._time_column)
+        if self._age_column is not None:
+            cloud = merge_sweeps(placed, self._age_column)
         return MergedSweeps(cloud, len(placed), num_wanted, "; ".join(problems))
 
     def _forget(self, stamp_ns: int, frame_id: str, num_wanted: int, max_age_s: float) -> None:
@@ -172,6 +171,8 @@ class SweepBuffer:
         offsets_s: NDArray[np.float32],
     ) -> Tensor:
         """The cloud as at its stamp; points whose time is not known stay where they are."""
+        if not np.isfinite(offsets_s).any():
+            return cloud
         first_s, last_s = float(np.nanmin(offsets_s)), float(np.nanmax(offsets_s))
         path = sensor_path(motion, stamp_ns, self._frame_id, first_s, last_s, wait_s)
         offsets = torch.as_tensor(offsets_s).to(self._device)

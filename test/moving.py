@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from dsvt_ros.motion import MotionError
-from dsvt_ros.preprocess import pose_matrix
+from dsvt_ros.poses import pose_matrix
 
 SECOND = 10**9
 

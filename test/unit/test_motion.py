@@ -11,7 +11,7 @@ from moving import SECOND, Drive
 
 from dsvt_ros.config import PreprocessConfig
 from dsvt_ros.motion import MotionError, Odometry, Stationary
-from dsvt_ros.preprocess import pose_matrix
+from dsvt_ros.poses import pose_matrix
 
 MS = SECOND // 1000
 START = 1_700_000_000 * SECOND
@@ -22,7 +22,7 @@ def unknown(base, sensor):
 
 
 def odometry(drive, stamps_ns, config=None, static_pose=unknown):
-    result = Odometry(config or PreprocessConfig(), static_pose)
+    result = Odometry("/odom", config or PreprocessConfig(), static_pose)
     for stamp_ns in stamps_ns:
         result.add(drive.odometry(stamp_ns))
     return result
@@ -44,7 +44,7 @@ def test_between_and_shortly_after_messages(origin, yaw_rate, millisecond):
 @pytest.mark.parametrize(
     ("stamps_ms", "at_ms", "message"),
     [
-        ([], 0, "no odometry yet"),
+        ([], 0, "no odometry has come from /odom"),
         ([0], 10, "a single odometry message"),
         ([0, 20], -1, r"begins 0\.001 s after the cloud"),
         ([0, 20], 80, r"newest odometry is 0\.060 s older than the cloud; at most 0\.05 s"),

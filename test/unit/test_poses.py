@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsvt_ros.poses import matrix_from_quaternion, relative_pose, slerp
-from dsvt_ros.preprocess import pose_matrix
+from dsvt_ros.poses import matrix_from_quaternion, pose_matrix, relative_pose, slerp
 
 axes = st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda axis: np.linalg.norm(axis) > 0.1)
 
@@ -51,3 +50,11 @@ def test_relative_pose_is_exact_a_million_metres_away():
     for pose in (target, source):
         pose[:3, 3] += (1e6, -2e6, 1e3)
     np.testing.assert_allclose(relative_pose(target, source), near, atol=1e-9)
+
+
+def test_pose_matrix_follows_rep_103():
+    matrix = pose_matrix((1, 2, 3, 0, 0, math.pi / 2))
+    np.testing.assert_allclose(matrix @ [1, 0, 0, 1], [1, 3, 3, 1], atol=1e-12)  # yaw: x turns to y
+    np.testing.assert_allclose(pose_matrix((0, 0, 0, 0, math.pi / 2, 0)) @ [1, 0, 0, 1], [0, 0, -1, 1], atol=1e-12)
+    np.testing.assert_allclose(pose_matrix((0, 0, 0, math.pi / 2, 0, 0)) @ [0, 1, 0, 1], [0, 0, 1, 1], atol=1e-12)
+    np.testing.assert_array_equal(pose_matrix(()), np.eye(4))

@@ -6,7 +6,8 @@ import torch
 
 from dsvt_ros.config import PreprocessConfig
 from dsvt_ros.model.folder import open_model
-from dsvt_ros.preprocess import boxes_to_source, drop_missing, ground_height, pose_matrix, scale_features, transform
+from dsvt_ros.poses import pose_matrix
+from dsvt_ros.preprocess import boxes_to_source, drop_missing, ground_height, scale_features, transform
 from dsvt_ros.structures import Boxes3D
 
 
@@ -29,14 +30,6 @@ def test_intensity_rule(model):
     by_model = scale_features(points, model, PreprocessConfig(intensity_scale=1 / 255))
     assert by_model[0].tolist() == pytest.approx([1, 2, 3, math.tanh(0.5)])
     assert torch.equal(scale_features(points, model, PreprocessConfig(scale_features=False)), points)
-
-
-def test_pose_matrix_follows_rep_103():
-    matrix = pose_matrix((1, 2, 3, 0, 0, math.pi / 2))
-    np.testing.assert_allclose(matrix @ [1, 0, 0, 1], [1, 3, 3, 1], atol=1e-12)  # yaw: x turns to y
-    np.testing.assert_allclose(pose_matrix((0, 0, 0, 0, math.pi / 2, 0)) @ [1, 0, 0, 1], [0, 0, -1, 1], atol=1e-12)
-    np.testing.assert_allclose(pose_matrix((0, 0, 0, math.pi / 2, 0, 0)) @ [0, 1, 0, 1], [0, 0, 1, 1], atol=1e-12)
-    np.testing.assert_array_equal(pose_matrix(()), np.eye(4))
 
 
 def test_boxes_return_to_the_sensor_frame():

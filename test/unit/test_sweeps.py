@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from moving import SECOND, Drive, Exact, seen_from
 
 from dsvt_ros.config import PointFeature, PreprocessConfig
+from dsvt_ros.errors import PointCloudError
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.motion import Odometry, Stationary
 from dsvt_ros.sweeps import Sweep, SweepBuffer, merge_sweeps
@@ -50,7 +51,7 @@ def test_static_world_collapses_a_million_metres_away(origin, yaw_rate, number):
     stamps = [START - k * PERIOD for k in range(number)]
     poses = [motion.pose_at(stamp_ns, "lidar") for stamp_ns in stamps]
     sweeps = [Sweep(torch.as_tensor(cloud(world, T)), stamp, T) for stamp, T in zip(stamps, poses, strict=True)]
-    merged = merge_sweeps(sweeps, time_column=4).reshape(number, len(world), 5)
+    merged = merge_sweeps(sweeps, age_column=4).reshape(number, len(world), 5)
     assert (merged[:, :, :3] - merged[0, :, :3]).abs().max() < 1e-3
     np.testing.assert_allclose(merged[:, 0, 4], np.arange(number) * 0.05, atol=1e-6)
     assert (merged[:, :, 3] == 0.5).all()
@@ -60,7 +61,7 @@ def test_static_world_collapses_a_million_metres_away(origin, yaw_rate, number):
 @given(st.tuples(far, far, far), st.floats(-2, 2), st.integers(0, SECOND // 50))
 def test_static_world_collapses_with_odometry_in_between(origin, yaw_rate, lag_ns):
     drive = Drive(origin, yaw_rate=yaw_rate, start_ns=START)
-    odometry = Odometry(PreprocessConfig(mounting=MOUNTING), lambda base, sensor: None)
+    odometry = Odometry("/odom", PreprocessConfig(mounting=MOUNTING), lambda base, sensor: None)
     for k in range(-2, 12):
         odometry.add(drive.odometry(START + k * SECOND // 50 - lag_ns))
     buffer, world = SweepBuffer(MODEL, CPU), world_around(drive)
@@ -73,7 +74,7 @@ def test_static_world_collapses_with_odometry_in_between(origin, yaw_rate, lag_n
 
 def test_input_is_not_changed():
     points = torch.ones(3, 5)
-    merge_sweeps([Sweep(points, START, np.eye(4))], time_column=4)
+    merge_sweeps([Sweep(points, START, np.eye(4))], age_column=4)
     assert (points == 1).all()
 
 
@@ -81,7 +82,7 @@ def test_sweep_without_points():
     moved = np.eye(4)
     moved[0, 3] = 2.0
     sweeps = [Sweep(torch.zeros(0, 5), START, np.eye(4)), Sweep(torch.ones(1, 5), START - SECOND // 4, moved)]
-    assert merge_sweeps(sweeps, time_column=4).tolist() == [[3, 1, 1, 1, 0.25]]
+    assert merge_sweeps(sweeps, age_column=4).tolist() == [[3, 1, 1, 1, 0.25]]
 
 
 class TestBuffer:
@@ -202,7 +203,7 @@ class TestMotionCompensation:
     def test_points_come_to_where_they_are_seen_at_the_stamp(self, first_s, last_s):
         world, points, offsets = self.skewed(START, first_s, last_s)
         buffer = SweepBuffer(DEMO, CPU)
-        found = buffer.add(points[:, :4], START, "lidar", self.motion, self.config, offsets_s=offsets)
+        found = buffer.add(points[:, :4], START, "lidar", self.motion, self.config, point_times=offsets.copy)
         expected = seen_from(world, self.motion.pose_at(START, "lidar"))
         assert np.abs(points[:, :3] - expected).max() > 0.5
         np.testing.assert_allclose(found.points[:, :3], expected, atol=2e-3)
@@ -212,7 +213,9 @@ class TestMotionCompensation:
         buffer = SweepBuffer(MODEL, CPU)
         for k in range(3):
             _, points, offsets = self.skewed(START + k * 2 * PERIOD, 0.0, 0.1, 300)
-            found = buffer.add(points, START + k * 2 * PERIOD, "lidar", self.motion, self.config, offsets_s=offsets)
+            found = buffer.add(
+                points, START + k * 2 * PERIOD, "lidar", self.motion, self.config, point_times=offsets.copy
+            )
         merged = found.points.reshape(3, 300, 5)
         assert (merged[:, :, :3] - merged[0, :, :3]).abs().max() < 4e-3
 
@@ -220,7 +223,7 @@ class TestMotionCompensation:
         points = np.array([[0, 0, 0, 0], [5, 0, 0, 1], [5, 0, 0, 2]], np.float32)
         offsets = np.array([0.1, math.nan, 0.1], np.float32)
         buffer = SweepBuffer(DEMO, CPU)
-        found = buffer.add(points, START, "lidar", self.motion, self.config, offsets_s=offsets).points
+        found = buffer.add(points, START, "lidar", self.motion, self.config, point_times=offsets.copy).points
         assert found[:, 3].tolist() == [1, 2]
         np.testing.assert_allclose(found[0, :3], [5, 0, 0], atol=1e-5)
         assert (found[1, :3] - found[0, :3]).norm() > 2
@@ -228,15 +231,27 @@ class TestMotionCompensation:
     def test_without_motion_points_stay_and_that_is_said(self):
         absent = Exact(self.drive, first_ns=math.inf)
         points = np.ones((2, 4), np.float32)
-        found = SweepBuffer(DEMO, CPU).add(points, START, "lidar", absent, self.config, offsets_s=np.float32([0, 0.1]))
+        found = SweepBuffer(DEMO, CPU).add(
+            points, START, "lidar", absent, self.config, point_times=lambda: np.float32([0, 0.1])
+        )
         np.testing.assert_array_equal(found.points, points)
         assert found.problem.startswith("points are not compensated for motion: nothing is known")
+
+    @pytest.mark.parametrize("config", [config, CONFIG])
+    def test_points_without_times_stay_and_that_is_said_where_it_matters(self, config):
+        def no_times():
+            raise PointCloudError("the cloud has no time of each point")
+
+        points = np.ones((2, 4), np.float32)
+        found = SweepBuffer(DEMO, CPU).add(points, START, "lidar", self.motion, config, point_times=no_times)
+        np.testing.assert_array_equal(found.points, points)
+        assert ("not compensated for motion: the cloud has no time" in found.problem) == config.motion_compensation
 
     def test_last_point_is_waited_for(self):
         _, points, offsets = self.skewed(START, 0.0, 0.1, 5)
         buffer = SweepBuffer(DEMO, CPU)
         buffer.add(points[:, :4], START - PERIOD, "lidar", self.motion, self.config)
         motion = Exact(self.drive, MOUNTING)
-        buffer.add(points[:, :4], START, "lidar", motion, self.config, wait_s=0.3, offsets_s=offsets)
+        buffer.add(points[:, :4], START, "lidar", motion, self.config, wait_s=0.3, point_times=offsets.copy)
         ((stamp_ns, wait_s),) = [asked for asked in motion.asked if asked[1]]
         assert (stamp_ns, wait_s) == (pytest.approx(START + 2 * PERIOD, abs=100), 0.3)
