@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 POINT_CLOUD = "sensor_msgs/msg/PointCloud2"
 DETECTIONS = "vision_msgs/msg/Detection3DArray"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
+ODOMETRY = "nav_msgs/msg/Odometry"
 
 BAG_SUFFIXES = (".mcap", ".db3")
 METADATA_FILE = "metadata.yaml"
@@ -170,18 +171,28 @@ def messages_from_bag(path: Path, topics: Sequence[str] | None = None) -> Iterat
                 yield BagMessage(by_name[connection.topic], timestamp_ns, bytes(cdr))
 
 
+def topic_of_type(path: Path, topic: str, message_type: str) -> BagTopic:
+    """The topic of this name.
+
+    Raises:
+        DataError: No such topic, or another type.
+    """
+    by_name = {candidate.name: candidate for candidate in topics_of_bag(path)}
+    found = by_name[_find_topic(path, by_name, topic)]
+    if found.message_type != message_type:
+        raise DataError(f"{path}: {found.name} is a {found.message_type}, not a {message_type}")
+    return found
+
+
 def cloud_topic(path: Path, topic: str | None = None) -> BagTopic:
     """The topic to take clouds from: the one asked for, or the only one with PointCloud2.
 
     Raises:
         DataError: No such topic, another type, no clouds at all, or several topics to choose from.
     """
-    by_name = {candidate.name: candidate for candidate in topics_of_bag(path)}
     if topic is not None:
-        found = by_name[_find_topic(path, by_name, topic)]
-        if found.message_type != POINT_CLOUD:
-            raise DataError(f"{path}: {found.name} is a {found.message_type}, not a {POINT_CLOUD}")
-        return found
+        return topic_of_type(path, topic, POINT_CLOUD)
+    by_name = {candidate.name: candidate for candidate in topics_of_bag(path)}
     clouds = [t for t in by_name.values() if t.message_type == POINT_CLOUD and t.num_messages]
     if not clouds:
         raise DataError(f"{path} has no {POINT_CLOUD}; it has {_listing(by_name)}")

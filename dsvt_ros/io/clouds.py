@@ -17,9 +17,9 @@ from dsvt_ros.io.point_files import (
     points_from_npy,
     points_from_pcd,
 )
+from dsvt_ros.io.point_times import FIELD_NAMES as POINT_TIMES
 from dsvt_ros.io.pointcloud2 import (
     DATATYPES,
-    POINT_TIMES,
     REQUIRED_COLUMNS,
     CloudLike,
     Fill,

@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsvt_ros.errors import PointCloudError
-from dsvt_ros.io.pointcloud2 import CloudLike, column_from_msg, match_column
+from dsvt_ros.io.pointcloud2 import CloudLike, column_from_msg
+
+FIELD_NAMES = ("time", "t", "timestamp", "time_offset", "offset_time", "time_stamp", "timestamps")
+"""What drivers call the field, in lower case."""
 
 MAX_OFFSET_S = 1.0
 """A point further than this from its cloud's stamp was not measured with that cloud."""
@@ -40,10 +43,10 @@ def offsets_from_msg(msg: CloudLike, stamp_ns: int) -> NDArray[np.float32]:
         PointCloudError: There is no such field, or its numbers fit no known convention.
     """
     names = [field.name for field in msg.fields]
-    index = match_column("time", names)
-    if index is None:
+    name = next((name for name in names if name.lower() in FIELD_NAMES), None)
+    if name is None:
         raise PointCloudError(f"the cloud has no time of each point, only the fields {', '.join(names) or 'none'}")
-    column = column_from_msg(msg, "time")
+    column = column_from_msg(msg, name)
     values = column.astype(np.float64)
     # Any point tells the convention, but some are missing returns with time 0 or NaN.
     sample = values[:: max(len(values) // 1000, 1)]
@@ -54,7 +57,7 @@ def offsets_from_msg(msg: CloudLike, stamp_ns: int) -> NDArray[np.float32]:
     offsets = _offsets(values, typical, stamp_ns, integers=np.issubdtype(column.dtype, np.integer))
     if offsets is None:
         raise PointCloudError(
-            f"field {names[index]!r} ({column.dtype}) holds numbers like {typical:.12g}: neither seconds (floats) or "
+            f"field {name!r} ({column.dtype}) holds numbers like {typical:.12g}: neither seconds (floats) or "
             f"nanoseconds (integers) after the cloud's stamp, nor a time since 1970 within {MAX_OFFSET_S:g} s of it "
             f"({stamp_ns / 1e9:.3f} s)"
         )

@@ -33,14 +33,10 @@ FLOAT32 = 7
 
 REQUIRED_COLUMNS = ("x", "y", "z")
 
-# When a point was measured, in the units and from the origin that its driver likes (`point_times`).
-POINT_TIMES = ("time", "t", "timestamp", "time_offset", "offset_time", "time_stamp", "timestamps")
-
 # Field names that mean the same column, most usual first: the first one that a cloud has is taken.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("intensity", "intensities", "i", "reflectivity", "reflectance", "signal"),
     ("elongation",),
-    POINT_TIMES,
 )
 
 Fill: TypeAlias = Mapping[str, float] | Sequence[float]

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
+from dsvt_ros.io.bag_motion import motion_from_bag
 from dsvt_ros.io.clouds import Scan, open_clouds, select_columns
+from dsvt_ros.io.point_times import offsets_from_msg
+from dsvt_ros.motion import Motion, Stationary, Unknown
 from dsvt_ros.structures import Boxes3D
+from dsvt_ros.sweeps import MergedSweeps, SweepBuffer
 from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, load_detector
 
 SCHEMA_VERSION = 1
@@ -25,22 +30,25 @@ SCHEMA_VERSION = 1
 def main(argv: list[str]) -> int:
     """Detect objects in every cloud of every file; see ``dsvt detect --help``."""
     options = _parser().parse_args(argv)
-    scans = _scans(options.clouds, columns_from(options), options.topic, options.max_frames)
+    # Opened before the model loads, so that a wrong path is answered at once.
+    opened = [open_clouds(path, columns_from(options), options.topic) for path in options.clouds]
     detector = load_detector(options)
     console = Console(soft_wrap=True, markup=False, highlight=False)
-    frames = []
-    for scan in scans:
-        fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
-        points = select_columns(scan, detector.model.feature_names, fill)
+    frames: list[dict[str, Any]] = []
+    problem = ""
+    for scan, merged in islice(_clouds(options, opened, detector), options.max_frames):
         with detector.timed_stages():
-            found = detector.detect(points)
-        frames.append(_frame(scan, points, found, detector))
+            found = detector.detect(merged.points)
+        frames.append(_frame(scan, merged, found, detector))
+        if merged.problem != problem:
+            problem = merged.problem
+            console.print(f"{scan.source}: {problem or 'older sweeps are in their places again'}")
         _print_frame(console, frames[-1])
         if options.picture:
             from dsvt_ros.tools.picture import draw_bev
 
             path = _numbered(options.picture, len(frames) - 1)
-            draw_bev(points, found, None, path, Path(scan.source).name)
+            draw_bev(merged.points.cpu().numpy(), found, None, path, Path(scan.source).name)
             console.print(f"wrote {path}")
     if not frames:
         raise DataError(f"{', '.join(options.clouds)}: no clouds in there")
@@ -63,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add_columns_option(parser)
     parser.add_argument("--topic", help="topic of a bag that has several with clouds")
+    motion = parser.add_mutually_exclusive_group()
+    motion.add_argument(
+        "--odometry-topic",
+        metavar="TOPIC",
+        help="nav_msgs/Odometry of a bag, for models of several sweeps and preprocess.motion_compensation",
+    )
+    motion.add_argument("--stationary", action="store_true", help="the same for a sensor that does not move")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write boxes and stage times as JSON")
     parser.add_argument(
@@ -71,23 +86,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _scans(clouds: list[str], columns: tuple[str, ...], topic: str | None, max_frames: int | None) -> Iterator[Scan]:
-    # Opened before the model loads, so that a wrong path is answered at once.
-    opened = [open_clouds(path, columns, topic) for path in clouds]
+def _clouds(
+    options: argparse.Namespace, opened: list[Iterator[Scan]], detector: Detector
+) -> Iterator[tuple[Scan, MergedSweeps]]:
+    """Every cloud, in bags together with older sweeps where the model wants them."""
+    model, config = detector.model, detector.config.preprocess
+    needs_motion = model.age_column is not None or config.motion_compensation
+    fill = {feature.name: feature.fill for feature in model.features[3:]}
+    for path, scans in zip(options.clouds, opened, strict=True):
+        sweeps, motion = SweepBuffer(model, detector.device), None
+        for scan in scans:
+            points = select_columns(scan, model.feature_names, fill)
+            # The column of ages of a file is taken as it is.
+            if not needs_motion or scan.stamp_ns is None or scan.message is None:
+                yield scan, MergedSweeps(torch.as_tensor(points), 1, 1)
+                continue
+            if motion is None:
+                motion = _motion(options, Path(path), detector)
+            point_times = partial(offsets_from_msg, scan.message, scan.stamp_ns)
+            yield scan, sweeps.add(points, scan.stamp_ns, scan.frame_id, motion, config, point_times=point_times)
 
-    def scans() -> Iterator[Scan]:
-        count = 0
-        for source in opened:
-            for scan in source:
-                if max_frames is not None and count >= max_frames:
-                    return
-                count += 1
-                yield scan
 
-    return scans()
+def _motion(options: argparse.Namespace, bag: Path, detector: Detector) -> Motion:
+    if options.stationary:
+        return Stationary()
+    if options.odometry_topic is None:
+        return Unknown("name the vehicle's odometry with --odometry-topic, or say --stationary")
+    return motion_from_bag(bag, options.odometry_topic, detector.config.preprocess)
 
 
-def _frame(scan: Scan, points: NDArray[np.float32], found: Boxes3D, detector: Detector) -> dict[str, Any]:
+def _frame(scan: Scan, merged: MergedSweeps, found: Boxes3D, detector: Detector) -> dict[str, Any]:
     """One entry of ``frames`` in the JSON."""
     detections = [
         {
@@ -102,7 +130,8 @@ def _frame(scan: Scan, points: NDArray[np.float32], found: Boxes3D, detector: De
     ]
     return {
         "source": scan.source,
-        "num_points": len(points),
+        "num_points": len(merged.points),
+        "num_sweeps": merged.num_sweeps,
         "num_voxels": detector.num_voxels,
         "timing_ms": {stage: round(ms, 3) for stage, ms in detector.timing_ms.items()},
         "detections": detections,
@@ -111,8 +140,9 @@ def _frame(scan: Scan, points: NDArray[np.float32], found: Boxes3D, detector: De
 
 def _print_frame(console: Console, frame: dict[str, Any]) -> None:
     total = sum(frame["timing_ms"].values())
+    sweeps = f" of {frame['num_sweeps']} sweeps" if frame["num_sweeps"] > 1 else ""
     console.print(
-        f"{frame['source']}: {frame['num_points']} points, {len(frame['detections'])} objects, {total:.0f} ms"
+        f"{frame['source']}: {frame['num_points']} points{sweeps}, {len(frame['detections'])} objects, {total:.0f} ms"
     )
     if not frame["detections"]:
         return

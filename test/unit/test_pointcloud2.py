@@ -258,8 +258,7 @@ class TestColumns:
         assert match_column("intensity", ["signal", "reflectivity", "i"]) == 2
         assert match_column("reflectivity", ["intensity", "reflectivity"]) == 1
         assert match_column("reflectivity", ["range", "intensity"]) == 1
-        assert match_column("time", ["t", "timestamp"]) == 0
-        assert match_column("timestamp", ["x", "t"]) == 1
+        assert match_column("time", ["t", "timestamp"]) is None, "drivers do not agree on their units"
         assert match_column("elongation", ["x", "intensity"]) is None
 
     def test_case_matters_only_while_an_exact_name_exists(self):
@@ -365,7 +364,7 @@ def test_exact_column_keeps_what_float32_cannot_hold():
     fields = [CloudField("timestamp", 0, FLOAT64)]
     stamps = [1_700_000_000.000001, 1_700_000_000.100001]
     cloud = Packer(fields, 8, is_bigendian=True).cloud([[(s,) for s in stamps]])
-    column = column_from_msg(cloud, "time")
+    column = column_from_msg(cloud, "timestamp")
     assert column.dtype == np.float64
     assert column.tolist() == stamps
 
