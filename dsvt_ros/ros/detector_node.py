@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from numpy.typing import NDArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined,unused-ignore]
 from rclpy.executors import ExternalShutdownException
@@ -34,10 +36,11 @@ from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
 from dsvt_ros.backends import Progress
-from dsvt_ros.config import DetectorConfig, flatten, leaves
+from dsvt_ros.config import AGE, DetectorConfig, flatten, leaves
 from dsvt_ros.errors import ConfigError, DsvtError, PointCloudError
 from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.host_threads import spin_briefly
+from dsvt_ros.io.point_times import offsets_from_msg
 from dsvt_ros.io.pointcloud2 import match_column, points_from_msg
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.ros import parameters
@@ -48,8 +51,9 @@ from dsvt_ros.ros.conversions import (
 )
 from dsvt_ros.ros.counters import Counters
 from dsvt_ros.ros.diagnostics import status_from_report
+from dsvt_ros.ros.motion import SensorMotion
 from dsvt_ros.ros.node_config import Settings, node_config_from_overrides
-from dsvt_ros.ros.transforms import SensorPose
+from dsvt_ros.ros.transforms import SensorPose, Transforms
 from dsvt_ros.ros.transport import use_large_sockets
 from dsvt_ros.ros.worker import Worker
 from dsvt_ros.structures import Boxes3D
@@ -60,7 +64,10 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dsvt_ros.detector import Detector
+    from dsvt_ros.sweeps import MergedSweeps, SweepBuffer
 
     DetectorWorker: TypeAlias = Worker[Detector, PointCloud2]
 
@@ -110,7 +117,11 @@ class DetectorNode(LifecycleNode):
         self._counters = Counters()
         self._worker: DetectorWorker | None = None
         self._subscription: Any = None
+        self._transforms: Transforms | None = None
         self._sensor_pose: SensorPose | None = None
+        self._motion: SensorMotion | None = None
+        self._sweeps: SweepBuffer | None = None
+        self._merged: MergedSweeps | None = None
         self._backend: str = settings.node.backend
         self._device = settings.node.device
         self._stage_ms: dict[str, float] = {}
@@ -221,12 +232,7 @@ class DetectorNode(LifecycleNode):
             DsvtError: What is wrong with the model or the options.
         """
         settings = self._settings
-        if settings.detector.preprocess.model_frame:
-            if settings.detector.preprocess.sensor_pose:
-                raise ConfigError(
-                    "preprocess.sensor_pose and preprocess.model_frame both say where the sensor is; give one"
-                )
-            self._sensor_pose = SensorPose(self, settings.detector.preprocess.model_frame)
+        self._listen(settings)
         self._applied = settings.detector
         self.get_logger().info(f"loading model {settings.node.model}")
         self._worker = Worker(lambda: _load_detector(settings, self._on_progress), self._answer)
@@ -242,7 +248,32 @@ class DetectorNode(LifecycleNode):
                     report_at += settings.node.diagnostics.period_s
         finally:
             self._loading, self._preparation = False, ""
+        if self._motion is not None:
+            from dsvt_ros.sweeps import SweepBuffer
+
+            self._sweeps = SweepBuffer(detector.model, detector.device)
         return detector
+
+    def _listen(self, settings: Settings) -> None:
+        """Start to listen to where the sensor is, as far as the settings and the model need to know."""
+        preprocess, source = settings.detector.preprocess, settings.node.motion.source
+        if preprocess.model_frame:
+            if preprocess.sensor_pose:
+                raise ConfigError(
+                    "preprocess.sensor_pose and preprocess.model_frame both say where the sensor is; give one"
+                )
+            because = f"preprocess.model_frame is {preprocess.model_frame!r}"
+            self._transforms = Transforms(self, because, instead="give numbers in preprocess.sensor_pose")
+            self._sensor_pose = SensorPose(self._transforms, preprocess.model_frame)
+        if self._model.age_column is None and not preprocess.motion_compensation:
+            return
+        if self._transforms is None and source != "stationary":
+            try:
+                self._transforms = Transforms(self, "motion.source is tf", instead="set it to odometry")
+            except ConfigError:
+                if source == "tf":
+                    raise
+        self._motion = SensorMotion(self, settings.node.motion, preprocess, self._transforms)
 
     def _on_progress(self, text: str, fraction: float | None) -> None:
         """Note how loading goes on, in the worker's thread; ends it when the process is told to end."""
@@ -261,9 +292,11 @@ class DetectorNode(LifecycleNode):
         self._unsubscribe()
         stopped = self._worker is None or self._worker.stop(timeout_s)
         self._worker = None
-        if self._sensor_pose is not None:
-            self._sensor_pose.close()
-            self._sensor_pose = None
+        if self._motion is not None:
+            self._motion.close()
+        if self._transforms is not None:
+            self._transforms.close()
+        self._transforms = self._sensor_pose = self._motion = self._sweeps = self._merged = None
         for name in ("detections", "markers", "labels", "processing", "latency"):
             publisher = self.__dict__.pop(f"_{name}_publisher", None)
             if publisher is not None:
@@ -310,7 +343,7 @@ class DetectorNode(LifecycleNode):
             pose = None
             if self._sensor_pose is not None:
                 pose = self._sensor_pose.at(cloud.header, settings.node.input.transform_timeout_s)
-            boxes = detector.detect(points, pose)
+            boxes = detector.detect(self._with_older_sweeps(points, cloud), pose)
         except DsvtError as error:
             self._counters.failed(str(error))
             self.get_logger().error(f"empty answer: {error}", throttle_duration_sec=THROTTLE_S)
@@ -325,6 +358,28 @@ class DetectorNode(LifecycleNode):
             self._voxels = detector.num_voxels, detector.num_dropped_voxels
             return boxes
         return _no_boxes(self._model.class_names)
+
+    def _with_older_sweeps(self, points: NDArray[np.float32], cloud: PointCloud2) -> NDArray[np.float32] | Tensor:
+        """The points and those of older sweeps where the model wants them, compensated for motion if asked to."""
+        motion, sweeps = self._motion, self._sweeps
+        if motion is None or sweeps is None:
+            return points
+        stamp_ns = Time.from_msg(cloud.header.stamp).nanoseconds
+        self._merged = merged = sweeps.add(
+            points,
+            stamp_ns,
+            cloud.header.frame_id,
+            motion.current(),
+            self._applied.preprocess,
+            wait_s=self._settings.node.motion.wait_s,
+            point_times=partial(offsets_from_msg, cloud, stamp_ns),
+        )
+        if merged.problem:
+            self.get_logger().warning(
+                f"{merged.num_sweeps} of {merged.num_wanted} sweeps: {merged.problem}",
+                throttle_duration_sec=THROTTLE_S,
+            )
+        return merged.points
 
     def _publish(self, boxes: Boxes3D, header: Header, started: float) -> None:
         """Publish the answer to a cloud and how long it took."""
@@ -345,7 +400,7 @@ class DetectorNode(LifecycleNode):
             return
         self._fields_seen = fields
         for column, fill in self._fill.items():
-            if match_column(column, fields) is None and column not in ("x", "y", "z"):
+            if match_column(column, fields) is None and column not in ("x", "y", "z", AGE):
                 self.get_logger().warning(
                     f"clouds have no field {column}, which model {self._model.name} uses: it is taken as "
                     f"{fill:g}, which may cost detections; they have {', '.join(fields)}"
@@ -391,6 +446,11 @@ class DetectorNode(LifecycleNode):
         topic = self._subscription.topic_name if self._subscription is not None else None
         facts = {"model": self._model.name, "backend": self._backend, "device": self._device}
         facts |= {"voxels": str(self._voxels[0]), "voxels dropped": str(self._voxels[1])}
+        merged, motion = self._merged, self._motion
+        if motion is not None:
+            facts |= {"motion": motion.describe()}
+        if merged is not None:
+            facts |= {"sweeps": f"{merged.num_sweeps} of {merged.num_wanted}"}
         facts |= {f"stage {name}": f"{ms:.1f} ms" for name, ms in self._stage_ms.items()}
         status = status_from_report(
             self._counters.report(),
@@ -399,6 +459,7 @@ class DetectorNode(LifecycleNode):
             state="loading" if self._loading else self._state,
             preparation=self._preparation,
             num_publishers=self.count_publishers(topic) if topic is not None else 0,
+            motion_problem=merged.problem if merged is not None else "",
             facts=facts,
         )
         message = DiagnosticArray(status=[status])

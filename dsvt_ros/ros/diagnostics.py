@@ -21,6 +21,7 @@ def status_from_report(
     state: str,
     preparation: str,
     num_publishers: int,
+    motion_problem: str,
     facts: Mapping[str, str],
 ) -> DiagnosticStatus:
     """What the node did since the last report, and whether that is well.
@@ -32,9 +33,10 @@ def status_from_report(
         state: Of the lifecycle, such as active.
         preparation: What keeps it from being active, such as building an engine; empty if nothing does.
         num_publishers: On the input topic.
+        motion_problem: Why sweeps of the last cloud were left out or not compensated; empty if all is well.
         facts: Shown as they are, such as model and device.
     """
-    level, message = _judge(report, limits, preparation or state, num_publishers)
+    level, message = _judge(report, limits, preparation or state, num_publishers, motion_problem)
     values = {
         "state": state,
         **facts,
@@ -59,7 +61,9 @@ def status_from_report(
     )
 
 
-def _judge(report: Report, limits: DiagnosticsConfig, state: str, num_publishers: int) -> tuple[bytes, str]:
+def _judge(
+    report: Report, limits: DiagnosticsConfig, state: str, num_publishers: int, motion_problem: str
+) -> tuple[bytes, str]:
     if report.recent.refused or report.recent.failed:
         return DiagnosticStatus.ERROR, report.last_error
     if state != "active":
@@ -78,6 +82,8 @@ def _judge(report: Report, limits: DiagnosticsConfig, state: str, num_publishers
             f"{limits.max_allowed_processing_time_ms:.0f} ms; "
             f"{report.recent.dropped} clouds dropped"
         )
+    if motion_problem:
+        return DiagnosticStatus.WARN, motion_problem
     return DiagnosticStatus.OK, f"{report.rate_hz:.1f} Hz"
 
 

@@ -41,6 +41,27 @@ class InputConfig:
 
 
 @dataclass(frozen=True)
+class MotionConfig:
+    """Where the sensor's motion is known from, for models of several sweeps and preprocess.motion_compensation."""
+
+    source: Literal["auto", "tf", "odometry", "stationary"] = option(
+        "auto",
+        help="tf, odometry (~/input/odometry), stationary: the sensor does not move; auto: odometry as soon as any "
+        "arrives, tf before",
+    )
+    fixed_frame: str = option(
+        "odom", help="TF frame that does not move and never jumps, so not map, which localization corrects"
+    )
+    wait_s: float = option(
+        0.1,
+        help="wait at most this long for the pose of a cloud's newest point, s",
+        minimum=0.0,
+        maximum=10.0,
+        live=True,
+    )
+
+
+@dataclass(frozen=True)
 class MarkersConfig:
     """Markers for RViz; they are only built while somebody subscribes."""
 
@@ -80,6 +101,7 @@ class NodeConfig:
     build_only: bool = option(False, help="build the model's TensorRT engines into the cache, then end")
     qos: QosConfig = field(default_factory=QosConfig)
     input: InputConfig = field(default_factory=InputConfig)
+    motion: MotionConfig = field(default_factory=MotionConfig)
     markers: MarkersConfig = field(default_factory=MarkersConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,16 +55,14 @@ def ros() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_small_model(folder: Path, description: str) -> Path:
     """A model folder that answers random clouds quickly and with boxes, though not with right ones."""
     from safetensors.torch import save_file
 
     from dsvt_ros.model.dsvt import DSVT
     from dsvt_ros.model.folder import open_model
 
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "model.yaml").write_text(SMALL_MODEL)
+    (folder / "model.yaml").write_text(description)
     torch.manual_seed(3)
     state = DSVT(open_model(folder).model).state_dict()
     head = "dense_head.heads_list.0"
@@ -71,6 +70,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state[f"{head}.iou.1.bias"] += 1.0
     save_file({key: value.clone().contiguous() for key, value in state.items()}, folder / "weights.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("small"), SMALL_MODEL)
+
+
+@pytest.fixture(scope="session")
+def sweep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a feature for the age of sweeps, of which it takes three."""
+    description = SMALL_MODEL.replace("fill: 0.25}]", "fill: 0.25}, {name: time}]\n  sweeps: 3")
+    return write_small_model(tmp_path_factory.mktemp("sweeps"), description.replace("find_ground: true", ""))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +98,13 @@ def start_node(ros: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield start
     for node in nodes:
         if node.process.poll() is None:
-            node.process.kill()
-            node.process.wait()
+            # Asked first: one that just vanishes is taken for alive by its peers, who wait for its services.
+            node.process.terminate()
+            try:
+                node.process.wait(10)
+            except subprocess.TimeoutExpired:
+                node.process.kill()
+                node.process.wait()
 
 
 @pytest.fixture(scope="module")

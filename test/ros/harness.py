@@ -64,6 +64,30 @@ def random_points(number: int, seed: int = 0) -> np.ndarray:
     return rng.uniform((-12, -12, -0.2, 0), (12, 12, 2.0, 1), (number, 4)).astype(np.float32)
 
 
+class OdometryPublisher:
+    """Publishes what a drive says of itself to `dsvt_detector`."""
+
+    def __init__(self, node) -> None:
+        from nav_msgs.msg import Odometry
+
+        self._publisher = node.create_publisher(Odometry, "/dsvt_detector/input/odometry", 100)
+
+    def is_heard(self) -> bool:
+        return self._publisher.get_subscription_count() > 0
+
+    def publish(self, drive, stamp_ns: int) -> None:
+        from nav_msgs.msg import Odometry
+
+        plain = drive.odometry(stamp_ns)
+        message = Odometry(child_frame_id=plain.child_frame_id)
+        message.header.frame_id = plain.header.frame_id
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+        for kind in ("position", "orientation"):
+            for axis, value in vars(getattr(plain.pose.pose, kind)).items():
+                setattr(getattr(message.pose.pose, kind), axis, value)
+        self._publisher.publish(message)
+
+
 class Client:
     """Publishes clouds to `dsvt_detector` and keeps what it answers."""
 
