@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from dsvt_ros.backends import BACKENDS
@@ -15,15 +16,19 @@ from dsvt_ros.tools.progress import terminal_progress
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--model --weights --backend --device --set``."""
-    parser.add_argument(
-        "--model",
-        default="demo",
-        help=f"{', '.join(embedded_models())}, a model folder or its model.yaml (default: %(default)s)",
-    )
+    parser.add_argument("--model", default="demo", help=model_help())
     add_weights_option(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="who runs the networks (default: auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add_override_option(parser, "postprocess.score_threshold=0.4")
+
+
+def model_help() -> str:
+    """What ``--model`` takes."""
+    return (
+        f"{', '.join(embedded_models())}, a model folder, its model.yaml, or a model's YAML of OpenPCDet "
+        f"(default: %(default)s)"
+    )
 
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +58,11 @@ def overrides_from(options: argparse.Namespace) -> dict[str, Any]:
 def load_detector(options: argparse.Namespace) -> Detector:
     """The detector that the options describe."""
     overrides = overrides_from(options)
+    theirs = open_model(options.model).pcdet
+    if theirs:
+        print(
+            f"{options.model}: {'; '.join(('an OpenPCDet model, see dsvt export', *theirs.remarks))}", file=sys.stderr
+        )
     with terminal_progress() as progress:
         return Detector.load(
             options.model, options.weights, options.backend, options.device, overrides, progress=progress

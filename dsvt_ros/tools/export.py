@@ -12,7 +12,10 @@ from dsvt_ros.capacity import default_voxels
 from dsvt_ros.errors import ConfigError, ModelError
 from dsvt_ros.export.folder import DEFAULT_OPSET, ExportOptions, export_folder
 from dsvt_ros.export.onnx_file import RELEASE_OPSET
-from dsvt_ros.model.folder import embedded_models, open_model
+from dsvt_ros.model.folder import open_model
+from dsvt_ros.model.pcdet.files import ORIGIN, write_origin
+from dsvt_ros.tools.arguments import add_weights_option, model_help
+from dsvt_ros.tools.pcdet_table import pcdet_table
 
 
 def main(argv: list[str]) -> int:
@@ -27,10 +30,14 @@ def main(argv: list[str]) -> int:
             f".pth"
         )
     options = _options(arguments, default_voxels(folder.model))
+    if folder.pcdet:
+        console.print(pcdet_table(folder.pcdet))
     start = time.perf_counter()
     manifest = export_folder(
         folder, weights, arguments.output, options, overwrite=arguments.overwrite, progress=console.print
     )
+    if folder.pcdet:
+        write_origin(arguments.output / ORIGIN, folder.pcdet.config)
     room = "any number of voxels"
     if manifest.capacity:
         sets = ", ".join(str(count) for stage in manifest.capacity.stages for count in stage.sets if count)
@@ -47,14 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsvt export", description="Write a model folder with the networks as ONNX files."
     )
-    parser.add_argument(
-        "--model",
-        default="demo",
-        help=f"{', '.join(embedded_models())}, a model folder or its model.yaml (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--weights", metavar="FILE", help="weights, .safetensors or a pcdet .pth (default: the model's)"
-    )
+    parser.add_argument("--model", default="demo", help=model_help())
+    add_weights_option(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
     parser.add_argument(
