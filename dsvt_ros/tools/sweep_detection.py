@@ -15,7 +15,7 @@ from dsvt_ros.io.clouds import select_columns
 from dsvt_ros.io.labelled_sweeps import Axes, PosedScan
 from dsvt_ros.preprocess import drop_missing
 from dsvt_ros.structures import Boxes3D
-from dsvt_ros.sweeps import TIME, Sweep, merge_sweeps
+from dsvt_ros.sweeps import Sweep, merge_sweeps
 from dsvt_ros.training.evaluation import SCORE_THRESHOLD
 
 THRESHOLD_KEY = "postprocess.score_threshold"
@@ -65,7 +65,7 @@ def detect(detector: Detector, scans: Sequence[PosedScan], pose: NDArray[np.floa
     model, config = detector.model, detector.config.preprocess
     fill = {feature.name: feature.fill for feature in model.features[3:]}
     newest = scans[0].scan
-    if TIME not in model.feature_names:
+    if model.age_column is None:
         return detector.detect(select_columns(newest, model.feature_names, fill), pose)
     sweeps = []
     for posed in scans[: num_sweeps(detector)]:
@@ -73,12 +73,12 @@ def detect(detector: Detector, scans: Sequence[PosedScan], pose: NDArray[np.floa
         if (newest.stamp_ns or 0) - stamp_ns <= config.max_sweep_age * 1e9:
             points = torch.as_tensor(select_columns(posed.scan, model.feature_names, fill), device=detector.device)
             sweeps.append(Sweep(drop_missing(points, model, config), stamp_ns, posed.T_fixed_sensor))
-    return detector.detect(merge_sweeps(sweeps, model.feature_names.index(TIME)), pose)
+    return detector.detect(merge_sweeps(sweeps, model.age_column), pose)
 
 
 def num_sweeps(detector: Detector) -> int:
     """How many sweeps the network sees at once."""
-    if TIME not in detector.model.feature_names:
+    if detector.model.age_column is None:
         return 1
     return detector.config.preprocess.sweeps or detector.model.sweeps
 
