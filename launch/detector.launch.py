@@ -22,6 +22,10 @@ RVIZ_MARKERS = "/dsvt_detector/output/markers"
 ARGUMENTS = {
     "params_file": (str(CONFIG / "detector.yaml"), "parameters of the node"),
     "input_topic": (RVIZ_CLOUD, "clouds to detect in (sensor_msgs/PointCloud2)"),
+    "odometry_topic": (
+        "~/input/odometry",
+        "motion of the vehicle (nav_msgs/Odometry), which models of several sweeps need; without it they ask TF",
+    ),
     "output_topic": ("~/output/detections", "where detections go (vision_msgs/Detection3DArray)"),
     "model": ("", "embedded model or model folder; empty: as in params_file"),
     "weights": ("", "weights file, .safetensors or .pth; empty: as in params_file"),
@@ -52,6 +56,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         parameters=[value["params_file"], parameters],
         remappings=[
             ("~/input/pointcloud", value["input_topic"]),
+            ("~/input/odometry", value["odometry_topic"]),
             ("~/output/detections", value["output_topic"]),
         ],
         ros_arguments=["--log-level", value["log_level"]],

@@ -24,6 +24,12 @@ from dsvt_ros.structures import Boxes3D
 LABEL_HEIGHT_M = 0.6
 """Height of the letters above a box."""
 
+ARROW_S = 1.0
+"""An arrow leads to where an object will be after this time."""
+
+MIN_ARROW_M_S = 0.5
+"""Slower objects get no arrow: estimated velocities of parked cars differ from 0 by about as much."""
+
 _EDGES = (
     (0, 1),
     (1, 3),
@@ -49,6 +55,8 @@ def msg_from_boxes(boxes: Boxes3D, header: Header) -> Detection3DArray:
     Args:
         boxes: In the cloud's frame.
         header: Of the cloud; Detection3D.msg: "header should match the header of the source data".
+
+    Velocities have no place in the message; `markers_from_boxes` shows them.
     """
     detections = []
     for row, score, label in zip(boxes.boxes.tolist(), boxes.scores.tolist(), boxes.labels.tolist(), strict=True):
@@ -71,6 +79,8 @@ def label_info_from_classes(class_names: tuple[str, ...], score_threshold: float
 
 def markers_from_boxes(boxes: Boxes3D, header: Header, *, lifetime_s: float) -> MarkerArray:
     """Box edges with a line to where the object faces, and a text such as "car 0.87", per box.
+
+    Where boxes have a velocity, an arrow shows that of each moving object.
 
     The first marker deletes those of the cloud before. One line list per class holds the edges of
     all its boxes: RViz draws it faster than a marker for each.
@@ -98,6 +108,8 @@ def markers_from_boxes(boxes: Boxes3D, header: Header, *, lifetime_s: float) -> 
         marker.color = _color(name, label, 1.0)
         marker.text = f"{name} {score:.2f}"
         markers.append(marker)
+        if len(row) == 9 and math.hypot(*row[7:9]) >= MIN_ARROW_M_S:
+            markers.append(_arrow(header, row, i, _color(name, label, 0.95), lifetime))
     return MarkerArray(markers=markers)
 
 
@@ -122,6 +134,16 @@ def _pose(row: list[float]) -> Pose:
 def _marker(header: Header, namespace: str, number: int, kind: int, lifetime: Duration) -> Marker:
     marker = Marker(header=header, ns=namespace, id=number, type=kind, action=Marker.ADD)
     marker.lifetime = lifetime
+    return marker
+
+
+def _arrow(header: Header, row: list[float], number: int, color: ColorRGBA, lifetime: Duration) -> Marker:
+    """From the centre of a box with velocity to where it will be."""
+    x, y, z = row[:3]
+    marker = _marker(header, "velocities", number, Marker.ARROW, lifetime)
+    marker.points = [Point(x=x, y=y, z=z), Point(x=x + ARROW_S * row[7], y=y + ARROW_S * row[8], z=z)]
+    marker.scale = Vector3(x=0.12, y=0.4, z=0.5)  # diameters of shaft and head, length of the head
+    marker.color = color
     return marker
 
 

@@ -99,6 +99,19 @@ def test_marker_lines_enclose_the_box_and_point_ahead(boxes, header):
     np.testing.assert_allclose(points[25], [10.0, 2.0, 0.75], atol=1e-5)
 
 
+def test_arrows_of_moving_objects(boxes, header):
+    velocities = np.array([[-3.0, 4.0], [0.1, 0.1]], np.float32)
+    moving = Boxes3D(np.concatenate([boxes.boxes, velocities], axis=1), boxes.scores, boxes.labels, CLASSES)
+    plain = markers_from_boxes(boxes, header, lifetime_s=0.5).markers
+    markers = markers_from_boxes(moving, header, lifetime_s=0.5).markers
+    (arrow,) = [marker for marker in markers if marker.ns == "velocities"]
+    assert len(markers) == len(plain) + 1
+    start, end = arrow.points
+    assert (start.x, start.y, start.z) == (10.0, -2.0, 0.75)
+    assert (end.x, end.y, end.z) == pytest.approx((7.0, 2.0, 0.75))
+    assert (arrow.header, arrow.type, arrow.id) == (header, Marker.ARROW, 0)
+
+
 def test_label_info(header):
     info = label_info_from_classes(CLASSES, 0.25, header)
     assert [(entry.class_id, entry.class_name) for entry in info.class_map] == list(enumerate(CLASSES))
