@@ -218,6 +218,9 @@ class ModelConfig:
                     f"head.groups must name each class once ({', '.join(self.class_names)}); got {', '.join(named)}"
                 )
         else:
+            cells = math.prod(self.map_size)
+            if self.head.num_proposals > cells * len(self.class_names):
+                raise ConfigError(f"head.num_proposals ({self.head.num_proposals}) exceeds the map's {cells} cells a class")
             for name in self.head.small_classes:
                 if name not in self.class_names:
                     raise ConfigError(f"head.small_classes names {name}, which is none of the classes")
@@ -404,7 +407,7 @@ class ProfileConfig:
     voxels: tuple[int, ...] = option(
         (),
         help="room for voxels of each engine: a cloud takes the smallest that fits, or loses its farthest voxels; "
-        "empty: one engine for 3/16 of the grid's columns",
+        "empty: one engine for 3/16 of the grid's columns, twice as many where they have several voxels",
         minimum=1,
     )
     dynamic: bool = option(

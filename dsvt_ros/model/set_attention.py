@@ -185,7 +185,7 @@ class AttentionPooling(nn.Module):
         rows = torch.cat([x, F.linear(x, weight[channels:])], dim=1)
         in_slots = rows.index_select(0, pooling.indices.reshape(-1)).view(-1, slots, 3 * channels)
         in_slots = in_slots.masked_fill(pooling.mask[:, :, None], 0.0)
-        features, key, value = torch.split(in_slots, channels, dim=-1)
+        features, key, value = torch.split(in_slots, [channels] * 3, dim=-1)
         maximum = features.amax(1)
         query = F.linear(maximum, weight[:channels], bias[:channels])[:, None]
         key = key + F.linear(self.pos_embedding, weight[channels : 2 * channels], bias[channels : 2 * channels])

@@ -31,6 +31,10 @@ class CellEmbedding(nn.Module):
         centers = torch.stack([x.flatten(), y.flatten()])[None] + 0.5
         self.register_buffer("centers", centers, persistent=False)
 
+    def forward(self, cells: Tensor) -> Tensor:
+        """(N,) cells to (N, D) embeddings."""
+        return self.table().index_select(0, cells)
+
     def table(self) -> Tensor:
         """(cells, D) embedding of every cell."""
         table: Tensor = self.position_embedding_head(self.centers)[0].T
@@ -68,7 +72,7 @@ class ProposalDecoder(nn.Module):
         Returns:
             (B, Q, D) features.
         """
-        position = self.self_posembed.table()[cells]  # type: ignore[operator]
+        position = self.self_posembed(cells.reshape(-1)).view_as(proposals)
         # As published, every proposal is a sequence of its own: it attends to itself alone, with weight 1.
         own = proposals + position
         channels = own.shape[-1]
@@ -84,19 +88,16 @@ class ProposalDecoder(nn.Module):
         batch_size, count, channels = queries.shape
         num_cells = features.shape[1]
         # Cells are numbered through, as published: beyond the end of a row lies the start of the next one.
-        keys = cells[:, :, None] + self.around.to(cells.dtype)
-        outside = (keys < 0) | (keys >= num_cells)
-        keys = keys.clamp(0, num_cells - 1)
-        if batch_size > 1:
-            keys = keys + num_cells * torch.arange(batch_size, device=keys.device)[:, None, None]
+        # In single precision, which is exact for them: engines of TensorRT 8 limit and divide no integers.
+        there = (cells[:, :, None] + self.around.to(cells.dtype)).float()
+        keys = there.clamp(0, num_cells - 1)
+        outside = there != keys
 
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         features = features + self.cross_posembed.table()  # type: ignore[operator]
         # Every cell is projected once and then gathered; published is the other order, for 1681 cells a proposal.
-        rows = F.linear(features, weight[channels:], bias[channels:]).reshape(-1, 2 * channels)
-        around = rows.index_select(0, keys.reshape(-1)).view(
-            -1, len(self.around), 2, self.num_heads, channels // self.num_heads
-        )
+        around = rows_of_cells(F.linear(features, weight[channels:], bias[channels:]), keys.to(cells.dtype))
+        around = around.view(-1, len(self.around), 2, self.num_heads, channels // self.num_heads)
         key, value = around.permute(2, 0, 3, 1, 4).unbind()
         query = F.linear(queries, weight[:channels], bias[:channels]) * (channels // self.num_heads) ** -0.5
         scores = query.view(-1, self.num_heads, 1, channels // self.num_heads) @ key.transpose(-1, -2)
@@ -123,7 +124,16 @@ class TransFusionHead(nn.Module):
         super().__init__()
         self.config = config
         channels, num_classes = config.channels, len(class_names)
-        self.small_classes = [class_names.index(name) for name in config.small_classes]
+        # At the border there is no whole neighbourhood, and, as published, no peak; small objects need none.
+        border = config.peak_size // 2
+        inside = torch.zeros(num_classes, *shape)
+        inside[:, border : shape[0] - border, border : shape[1] - border] = 1
+        anywhere = torch.zeros(num_classes, 1, 1)
+        for name in config.small_classes:
+            inside[class_names.index(name)] = 0
+            anywhere[class_names.index(name)] = 1
+        self.register_buffer("inside", inside, persistent=False)
+        self.register_buffer("anywhere", anywhere, persistent=False)
         self.shared_conv = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.heatmap_head = nn.Sequential(HeatmapBlock(channels), nn.Conv2d(channels, num_classes, 3, padding=1))
         self.class_encoding = nn.Conv1d(num_classes, channels, 1)
@@ -144,9 +154,9 @@ class TransFusionHead(nn.Module):
         shared = self.shared_conv(bev.transpose(2, 3))
         label, cell, peak = self.find_proposals(self.heatmap_head(shared))
         features = shared.flatten(2).transpose(1, 2)
-        index = cell[:, :, None].expand(-1, -1, features.shape[2])
-        encoding = self.encodings()[label]
-        proposals = self.decoder(features.gather(1, index) + encoding, cell, features)
+        proposals = rows_of_cells(features, cell)
+        proposals = proposals + self.encodings().index_select(0, label.reshape(-1)).view_as(proposals)
+        proposals = self.decoder(proposals, cell, features)
         proposals = proposals.transpose(1, 2)
         branches = {name: branch(proposals) for name, branch in self.prediction_head.items()}
         return ProposalMaps(
@@ -169,19 +179,25 @@ class TransFusionHead(nn.Module):
 
     def find_proposals(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The highest peaks of (B, classes, X, Y) heatmaps: class, cell and score of each, (B, Q)."""
+        assert isinstance(self.inside, Tensor)
+        assert isinstance(self.anywhere, Tensor)
         scores = logits.float().sigmoid()
-        border = self.config.peak_size // 2
-        highest = F.max_pool2d(scores, self.config.peak_size, stride=1)
-        # At the border there is no whole neighbourhood, and, as published, no peak.
-        peaks = scores * (scores == F.pad(highest, [border] * 4))
-        if self.small_classes:
-            small = scores.new_zeros(scores.shape[1]).bool()
-            small[self.small_classes] = True
-            peaks = torch.where(small[:, None, None], scores, peaks)
+        size = self.config.peak_size
+        highest = F.max_pool2d(scores, size, stride=1, padding=size // 2)
+        peaks = scores * ((scores == highest).float() * self.inside.float() + self.anywhere.float())
         peak, index = torch.topk(peaks.flatten(1), self.config.num_proposals)
         num_cells = scores.shape[2] * scores.shape[3]
-        label = torch.div(index, num_cells, rounding_mode="floor")
+        label = torch.floor(index.float() / num_cells).to(index.dtype)
         return label, index - label * num_cells, peak
+
+
+def rows_of_cells(values: Tensor, cells: Tensor) -> Tensor:
+    """(B, cells, D) values of every cell to (B, ..., D) those of some (B, ...) cells."""
+    batch_size, num_cells, channels = values.shape
+    if batch_size > 1:
+        first = torch.arange(batch_size, device=cells.device) * num_cells
+        cells = cells + first.view(-1, *[1] * (cells.dim() - 1))
+    return values.reshape(-1, channels).index_select(0, cells.reshape(-1)).view(*cells.shape, channels)
 
 
 class HeatmapBlock(nn.Module):

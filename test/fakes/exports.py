@@ -36,17 +36,19 @@ def with_capacity(networks, files, capacity):
 
 def with_decomposed_norms(networks, files):
     """An export with fused layer norms as one without."""
-    network = networks["sparse"]
-    model = onnx.load_model_from_string(files[network.file])
-    nodes = []
-    for node in model.graph.node:
-        nodes += _decomposed(node, model.graph) if node.op_type == "LayerNormalization" else [node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    content = model.SerializeToString(deterministic=True)
-    single = single_precision_nodes(content) if network.single_precision else ()
-    decomposed = dataclasses.replace(network, single_precision=single)
-    return {**networks, "sparse": decomposed}, {**files, network.file: content}
+    networks, files = dict(networks), dict(files)
+    for name, network in networks.items():
+        model = onnx.load_model_from_string(files[network.file])
+        nodes = []
+        for node in model.graph.node:
+            nodes += _decomposed(node, model.graph) if node.op_type == "LayerNormalization" else [node]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        content = model.SerializeToString(deterministic=True)
+        single = single_precision_nodes(content) if network.single_precision else ()
+        networks[name] = dataclasses.replace(network, single_precision=single)
+        files[network.file] = content
+    return networks, files
 
 
 def _decomposed(norm, graph):

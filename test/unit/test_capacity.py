@@ -7,7 +7,15 @@ import pytest
 import torch
 from tiny import tiny_voxel_config
 
-from dsvt_ros.capacity import Capacity, StageCapacity, capacity_for, counts_of, default_voxels, keep_nearest, write_padded
+from dsvt_ros.capacity import (
+    Capacity,
+    StageCapacity,
+    capacity_for,
+    counts_of,
+    default_voxels,
+    keep_nearest,
+    write_padded,
+)
 from dsvt_ros.export.networks import partition_from_tensors, sparse_specs, tensors_for
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.model.set_attention import SetAttentionBackbone

@@ -119,4 +119,5 @@ def test_work_counts_the_layers_of_the_network():
     backbone = model().backbone_3d
     (stage,) = backbone.stages
     assert (backbone.channels, backbone.ffn_channels, stage.num_blocks, stage.set_size) == (64, 128, 2, 36)
-    assert work(model(), Capacity((StageCapacity(10, (2, 1)),))) == 2 * 10 * (4 * 64 * 64 + 2 * 64 * 128) + 3 * 2 * 36 * 36 * 64
+    counts = Capacity((StageCapacity(10, (2, 1)),))
+    assert work(model(), counts) == 2 * 10 * (4 * 64 * 64 + 2 * 64 * 128) + 3 * 2 * 36 * 36 * 64

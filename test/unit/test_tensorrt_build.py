@@ -139,7 +139,7 @@ def test_no_network(start, tmp_path, content, reason):
 def test_a_network_with_other_inputs(start, request_for):
     profile = dict(request_for().profile)
     del profile["cell_of_voxel_stage_0_shift_1"]
-    with pytest.raises(EngineError, match=r"sparse\.onnx has an input cell_of_voxel_stage_0_shift_1, which is none of ours"):
+    with pytest.raises(EngineError, match=r"sparse\.onnx has an input cell_of_voxel_stage_0_shift_1, which is none"):
         start(profile=profile)
 
 

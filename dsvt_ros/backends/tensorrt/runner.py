@@ -101,7 +101,7 @@ class Engine:
         outputs = {spec.name: self._view(spec.name) for spec in self.outputs}
         if self._check:
             for values in outputs.values():
-                values.fill_(torch.nan)
+                values.fill_(_poison(values))
         if self._stream is None:
             done = self._context.execute_async_v3(0)
         else:
@@ -114,7 +114,7 @@ class Engine:
             raise EngineError(f"{self.file} failed: {self._logger.last_words()}")
         if self._check:
             for name, values in outputs.items():
-                bad = int(values.isnan().sum())
+                bad = int((values.isnan() if values.is_floating_point() else values == _poison(values)).sum())
                 if bad:
                     raise EngineError(f"{self.file}: {bad} of {values.numel()} values of {name} are NaN or not written")
         return outputs
@@ -248,6 +248,11 @@ class TensorRtNetworks:
         """
         self._dense.tensors()["bev"].copy_(bev)
         return maps_from_tensors(self._dense.run(), self._model)
+
+
+def _poison(values: Tensor) -> float | int:
+    """What no network gives: NaN, or the least integer, as labels and cells are not negative."""
+    return torch.nan if values.is_floating_point() else torch.iinfo(values.dtype).min
 
 
 def _room(engine: Engine) -> int:

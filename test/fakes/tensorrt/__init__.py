@@ -94,7 +94,7 @@ DataType = _enum("DataType", "FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", 
 LayerType = _enum(
     "LayerType",
     *("CONVOLUTION", "DECONVOLUTION", "ACTIVATION", "SOFTMAX", "CONCATENATION", "ELEMENTWISE", "UNARY", "SHUFFLE"),
-    *("REDUCE", "GATHER", "MATRIX_MULTIPLY", "CONSTANT", "IDENTITY", "SLICE", "SHAPE"),
+    *("REDUCE", "GATHER", "MATRIX_MULTIPLY", "CONSTANT", "IDENTITY", "SLICE", "SHAPE", "POOLING", "SELECT", "TOPK"),
     *(("CAST", (8, 6), _NEVER), ("NORMALIZATION", (8, 6), _NEVER)),
 )
 LayerInformationFormat = _enum("LayerInformationFormat", "ONELINE", "JSON")
@@ -107,7 +107,9 @@ _LAYERS = {
     "Gemm": "MATRIX_MULTIPLY", "LayerNormalization": "NORMALIZATION", "MatMul": "MATRIX_MULTIPLY",
     "Mul": "ELEMENTWISE", "ReduceMean": "REDUCE", "Relu": "ACTIVATION", "Reshape": "SHUFFLE", "Slice": "SLICE",
     "Softmax": "SOFTMAX", "Split": "SLICE", "Sqrt": "UNARY", "Squeeze": "SHUFFLE", "Sub": "ELEMENTWISE",
-    "Transpose": "SHUFFLE", "Unsqueeze": "SHUFFLE",
+    "Transpose": "SHUFFLE", "Unsqueeze": "SHUFFLE", "Clip": "ACTIVATION", "Equal": "ELEMENTWISE", "Floor": "UNARY",
+    "MaxPool": "POOLING", "Not": "UNARY", "ReduceMax": "REDUCE", "ReduceSum": "REDUCE", "Sigmoid": "ACTIVATION",
+    "TopK": "TOPK", "Where": "SELECT",
 }  # fmt: skip
 if _RELEASE < (8, 6):
     _LAYERS["Cast"] = "IDENTITY"
