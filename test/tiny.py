@@ -80,9 +80,13 @@ TINY_CONFIGS = {"tiny": tiny_config, "tiny_voxel": tiny_voxel_config, "tiny_prop
 
 
 def tiny_network(seed: int = 0, name: str = "tiny") -> DSVT:
-    """Random weights, batch norms that change something, and biases such that boxes come out."""
+    """Random weights; see `randomize`."""
     torch.manual_seed(seed)
-    network = DSVT(TINY_CONFIGS[name]())
+    return randomize(DSVT(TINY_CONFIGS[name]()))
+
+
+def randomize(network: DSVT) -> DSVT:
+    """Batch norms that change something, and biases such that boxes come out."""
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
