@@ -220,7 +220,9 @@ class ModelConfig:
         else:
             cells = math.prod(self.map_size)
             if self.head.num_proposals > cells * len(self.class_names):
-                raise ConfigError(f"head.num_proposals ({self.head.num_proposals}) exceeds the map's {cells} cells a class")
+                raise ConfigError(
+                    f"head.num_proposals ({self.head.num_proposals}) exceeds the map's {cells} cells a class"
+                )
             for name in self.head.small_classes:
                 if name not in self.class_names:
                     raise ConfigError(f"head.small_classes names {name}, which is none of the classes")

@@ -29,9 +29,9 @@ RELEASE_OPSET = 14
 
 # What an engine builder can lay out beforehand: no scattering, no control flow, no shapes that depend on values.
 OPERATORS = {
-    *("Add", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Erf", "Floor", "Gather", "Gelu", "Gemm"),
-    *("LayerNormalization", "MatMul", "MaxPool", "Mul", "Not", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape"),
-    *("Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose"),
+    *("Add", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "Div", "Equal", "Erf", "Floor", "Gather", "Gelu"),
+    *("Gemm", "LayerNormalization", "MatMul", "MaxPool", "Mul", "Not", "ReduceMax", "ReduceMean", "ReduceSum"),
+    *("Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose"),
     *("Unsqueeze", "Where"),
 }
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -218,8 +218,9 @@ def _dynamic_shapes(network: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[A
 def _lower(model: onnx.ModelProto) -> None:
     """Bring a model from opset 18 down to 17, in place.
 
-    ONNX's own converter knows no way for Split and leaves ReduceMean invalid. Of `OPERATORS` only three changed: ReduceMax
-    and ReduceMean take their axes as an attribute, and Split no number of outputs (nor is it given where sizes are).
+    ONNX's own converter knows no way for Split and leaves ReduceMean invalid. Of `OPERATORS` only three changed:
+    ReduceMax and ReduceMean take their axes as an attribute, and Split no number of outputs (nor is it given where
+    sizes are).
     """
     from onnx import helper, numpy_helper
 

@@ -114,7 +114,7 @@ def test_pooling_attends_to_empty_slots(monkeypatch):
     """The release's mask of empty slots masks nothing; with one that does, the output is another."""
 
     def masked(self, x, pooling):
-        slots, channels = self.pos_embedding.shape
+        channels = self.pos_embedding.shape[1]
         features = x[pooling.indices].masked_fill(pooling.mask[..., None], 0.0)
         attention = torch.nn.MultiheadAttention(channels, self.NUM_HEADS, batch_first=True)
         attention.load_state_dict(self.self_attn.state_dict())
