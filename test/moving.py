@@ -62,3 +62,31 @@ class Exact:
 def seen_from(world, pose):
     """(N, 3) float32 of points (N, 3) of the fixed frame, as a sensor of that pose sees them."""
     return ((world - pose[:3, 3]) @ pose[:3, :3]).astype(np.float32)
+
+
+def odometry_msg(drive, stamp_ns):
+    """What the drive says, as a message of rosbags."""
+    from dsvt_ros.io.bags import typestore
+
+    types, plain = typestore().types, drive.odometry(stamp_ns)
+    p, q = plain.pose.pose.position, plain.pose.pose.orientation
+    stamp = types["builtin_interfaces/msg/Time"](sec=stamp_ns // SECOND, nanosec=stamp_ns % SECOND)
+    zero = types["geometry_msgs/msg/Vector3"](x=0.0, y=0.0, z=0.0)
+    pose = types["geometry_msgs/msg/Pose"](
+        position=types["geometry_msgs/msg/Point"](x=p.x, y=p.y, z=p.z),
+        orientation=types["geometry_msgs/msg/Quaternion"](x=q.x, y=q.y, z=q.z, w=q.w),
+    )
+    return types["nav_msgs/msg/Odometry"](
+        header=types["std_msgs/msg/Header"](stamp=stamp, frame_id="odom"),
+        child_frame_id=plain.child_frame_id,
+        pose=types["geometry_msgs/msg/PoseWithCovariance"](pose=pose, covariance=np.zeros(36)),
+        twist=types["geometry_msgs/msg/TwistWithCovariance"](
+            twist=types["geometry_msgs/msg/Twist"](linear=zero, angular=zero), covariance=np.zeros(36)
+        ),
+    )
+
+
+def write_odometry(writer, drive, start_ns, period_ns, number=21):
+    """Write messages of the drive to the topic /odom of a bag."""
+    for stamp_ns in range(start_ns, start_ns + number * period_ns, period_ns):
+        writer.write_message("/odom", odometry_msg(drive, stamp_ns), stamp_ns)

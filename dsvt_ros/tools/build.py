@@ -23,7 +23,7 @@ from dsvt_ros.config import DetectorConfig, EngineConfig, with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, DataError, EngineError, ModelError
 from dsvt_ros.export.manifest import MANIFEST, read_manifest
-from dsvt_ros.io.clouds import Scan, open_clouds, select_columns
+from dsvt_ros.io.clouds import open_clouds
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import ModelFolder, embedded_models, open_model
@@ -38,12 +38,15 @@ from dsvt_ros.tools.arguments import (
     overrides_from,
 )
 from dsvt_ros.tools.progress import terminal_progress
+from dsvt_ros.tools.sweeps import add_motion_options, merged_clouds
 
 RELEASE = "dsvt"
 """The network of the published deployment's interface; this package builds its engine and does not run it."""
 
 # Options that only one of both tasks takes, and whether that is planning.
-OWN_OPTIONS = {"profile": False, "output": False, "columns": True, "topic": True, "max_frames": True}
+OWN_OPTIONS = {"profile": False, "output": False} | dict.fromkeys(
+    ("columns", "topic", "odometry_topic", "stationary", "max_frames"), True
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_columns_option(parser)
     parser.add_argument("--topic", help="topic of a bag that has several with clouds")
+    add_motion_options(parser)
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop counting after N clouds")
     return parser
 
@@ -299,13 +303,12 @@ def _plan(options: argparse.Namespace, folder: ModelFolder, config: DetectorConf
     columns = columns_from(options)
     # Opened before anything is read, so that a wrong path is answered at once.
     opened = [open_clouds(path, columns, options.topic) for path in options.plan]
-    scans: Iterator[Scan] = itertools.islice(itertools.chain.from_iterable(opened), options.max_frames)
     detector = CountingDetector(DSVT(folder.model), config, choose_device(options.device))
-    fill = {feature.name: feature.fill for feature in folder.model.features[3:]}
+    clouds = itertools.islice(merged_clouds(options, options.plan, opened, detector), options.max_frames)
     counts = []
     with terminal_progress() as progress:
-        for scan in scans:
-            detector.detect(select_columns(scan, folder.model.feature_names, fill))
+        for _, merged in clouds:
+            detector.detect(merged.points)
             counts.append(detector.counts)
             if len(counts) % 20 == 0:
                 progress(f"counting voxels: {len(counts)} clouds", None)

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
-from dsvt_ros.io.bag_motion import motion_from_bag
-from dsvt_ros.io.clouds import Scan, open_clouds, select_columns
-from dsvt_ros.io.point_times import offsets_from_msg
-from dsvt_ros.motion import Motion, Stationary, Unknown
+from dsvt_ros.io.clouds import Scan, open_clouds
 from dsvt_ros.structures import Boxes3D
-from dsvt_ros.sweeps import MergedSweeps, SweepBuffer
+from dsvt_ros.sweeps import MergedSweeps
 from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, load_detector
+from dsvt_ros.tools.sweeps import add_motion_options, merged_clouds
 
 SCHEMA_VERSION = 1
 
@@ -36,7 +31,7 @@ def main(argv: list[str]) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     frames: list[dict[str, Any]] = []
     problem = ""
-    for scan, merged in islice(_clouds(options, opened, detector), options.max_frames):
+    for scan, merged in islice(merged_clouds(options, options.clouds, opened, detector), options.max_frames):
         with detector.timed_stages():
             found = detector.detect(merged.points)
         frames.append(_frame(scan, merged, found, detector))
@@ -71,48 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add_columns_option(parser)
     parser.add_argument("--topic", help="topic of a bag that has several with clouds")
-    motion = parser.add_mutually_exclusive_group()
-    motion.add_argument(
-        "--odometry-topic",
-        metavar="TOPIC",
-        help="nav_msgs/Odometry of a bag, for models of several sweeps and preprocess.motion_compensation",
-    )
-    motion.add_argument("--stationary", action="store_true", help="the same for a sensor that does not move")
+    add_motion_options(parser)
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write boxes and stage times as JSON")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE.png", help="draw a bird's-eye view; later clouds get a number"
     )
     return parser
-
-
-def _clouds(
-    options: argparse.Namespace, opened: list[Iterator[Scan]], detector: Detector
-) -> Iterator[tuple[Scan, MergedSweeps]]:
-    """Every cloud, in bags together with older sweeps where the model wants them."""
-    model, config = detector.model, detector.config.preprocess
-    needs_motion = model.age_column is not None or config.motion_compensation
-    fill = {feature.name: feature.fill for feature in model.features[3:]}
-    for path, scans in zip(options.clouds, opened, strict=True):
-        sweeps, motion = SweepBuffer(model, detector.device), None
-        for scan in scans:
-            points = select_columns(scan, model.feature_names, fill)
-            # The column of ages of a file is taken as it is.
-            if not needs_motion or scan.stamp_ns is None or scan.message is None:
-                yield scan, MergedSweeps(torch.as_tensor(points), 1, 1)
-                continue
-            if motion is None:
-                motion = _motion(options, Path(path), detector)
-            point_times = partial(offsets_from_msg, scan.message, scan.stamp_ns)
-            yield scan, sweeps.add(points, scan.stamp_ns, scan.frame_id, motion, config, point_times=point_times)
-
-
-def _motion(options: argparse.Namespace, bag: Path, detector: Detector) -> Motion:
-    if options.stationary:
-        return Stationary()
-    if options.odometry_topic is None:
-        return Unknown("name the vehicle's odometry with --odometry-topic, or say --stationary")
-    return motion_from_bag(bag, options.odometry_topic, detector.config.preprocess)
 
 
 def _frame(scan: Scan, merged: MergedSweeps, found: Boxes3D, detector: Detector) -> dict[str, Any]:

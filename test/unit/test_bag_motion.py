@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from moving import SECOND, Drive
+from moving import SECOND, Drive, write_odometry
 
 from dsvt_ros.config import PreprocessConfig
 from dsvt_ros.errors import DataError
@@ -14,35 +14,10 @@ from dsvt_ros.poses import pose_matrix
 pytest.importorskip("rosbags", reason="bags need rosbags")
 
 from dsvt_ros.io.bag_motion import StaticTransforms, motion_from_bag
-from dsvt_ros.io.bags import BagWriter, StaticTransform, typestore
+from dsvt_ros.io.bags import BagWriter, StaticTransform
 
 START = 1_700_000_000 * SECOND
 PERIOD = SECOND // 50
-
-
-def odometry_msg(drive, stamp_ns):
-    """What the drive says, as a message of rosbags."""
-    types, plain = typestore().types, drive.odometry(stamp_ns)
-    p, q = plain.pose.pose.position, plain.pose.pose.orientation
-    stamp = types["builtin_interfaces/msg/Time"](sec=stamp_ns // SECOND, nanosec=stamp_ns % SECOND)
-    zero = types["geometry_msgs/msg/Vector3"](x=0.0, y=0.0, z=0.0)
-    pose = types["geometry_msgs/msg/Pose"](
-        position=types["geometry_msgs/msg/Point"](x=p.x, y=p.y, z=p.z),
-        orientation=types["geometry_msgs/msg/Quaternion"](x=q.x, y=q.y, z=q.z, w=q.w),
-    )
-    return types["nav_msgs/msg/Odometry"](
-        header=types["std_msgs/msg/Header"](stamp=stamp, frame_id="odom"),
-        child_frame_id=plain.child_frame_id,
-        pose=types["geometry_msgs/msg/PoseWithCovariance"](pose=pose, covariance=np.zeros(36)),
-        twist=types["geometry_msgs/msg/TwistWithCovariance"](
-            twist=types["geometry_msgs/msg/Twist"](linear=zero, angular=zero), covariance=np.zeros(36)
-        ),
-    )
-
-
-def write_odometry(writer, drive, number=21):
-    for k in range(number):
-        writer.write_message("/odom", odometry_msg(drive, START + k * PERIOD), START + k * PERIOD)
 
 
 @pytest.fixture
@@ -55,7 +30,7 @@ def bag(tmp_path, drive):
     up = StaticTransform("base_link", "mast", (0.5, 0.0, 1.0), (0.0, 0.0, math.sin(0.2), math.cos(0.2)))
     with BagWriter(tmp_path / "drive") as writer:
         writer.write_static_transforms([up, StaticTransform("mast", "lidar", (0.0, 0.0, 1.0))], START)
-        write_odometry(writer, drive)
+        write_odometry(writer, drive, START, PERIOD)
         writer.write_points("/points", np.zeros((1, 4), np.float32), ("x", "y", "z", "intensity"), START, "lidar")
     return tmp_path / "drive"
 
