@@ -102,8 +102,8 @@ def export_networks(
     model = network.config
     modules = inference_modules(copy.deepcopy(network).to("cpu"))
     if options.layer_norm == "decomposed":
-        for module in (modules.backbone_3d, modules.head):
-            decompose_layer_norms(module)
+        decompose_layer_norms(modules.backbone_3d)
+        decompose_layer_norms(modules.head)
     if options.interface == "dsvt_release":
         progress(f"exporting {RELEASE}")
         inputs, outputs = release_specs(model)
