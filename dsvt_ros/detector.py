@@ -154,7 +154,8 @@ class Detector:
 
         Args:
             points: (N, C) columns as `model.feature_names`, in the sensor's frame; NaN rows and returns nearer than
-                `preprocess.min_range` are dropped. N may be 0.
+                `preprocess.min_range` are dropped. N may be 0. Models of several sweeps take those of `merge_sweeps`,
+                or a single one with age 0.
             T_model_sensor: (4, 4) pose of the sensor in the model's frame for this cloud; None takes
                 `preprocess.sensor_pose`.
 
