@@ -1,0 +1,169 @@
+"""What ``dsvt verify`` compares and how it says so."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from dsvt_ros.comparison import BoxDifference, TensorDifference
+from dsvt_ros.config import ModelConfig
+from dsvt_ros.errors import ConfigError, EngineError
+from dsvt_ros.io.clouds import open_clouds, select_columns
+from dsvt_ros.io.point_files import parse_columns
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may differ.
+
+    Attributes:
+        max_error: Largest difference of any tensor, as a share of its largest value.
+        min_cosine: Smallest cosine similarity of any tensor.
+        min_matched: Smallest share of matched boxes, in both directions.
+        center_m: Distance of the centres of matched boxes.
+        score: Difference of the scores of matched boxes; boxes this near to the threshold are left out.
+    """
+
+    max_error: float
+    min_cosine: float
+    min_matched: float = 0.99
+    center_m: float = 0.02
+    score: float = 0.01
+
+
+LIMITS = {
+    "fp32": Limits(max_error=1e-3, min_cosine=0.99999),
+    "fp16": Limits(max_error=0.1, min_cosine=0.999),
+}
+
+
+@dataclass
+class Result:
+    """How far one way to compute a model is from another, and which limits that exceeds.
+
+    Attributes:
+        backend: The one.
+        precision: Its precision.
+        limits: What may differ.
+        tensors: Differences by tensor.
+        boxes: Differences of the boxes.
+        dropped_voxels: Voxels left out on both sides.
+        unequal: What had to be the same and is not, with the difference in words.
+    """
+
+    backend: str
+    precision: str
+    limits: Limits
+    tensors: dict[str, TensorDifference]
+    boxes: BoxDifference
+    dropped_voxels: int = 0
+    unequal: dict[str, str] = field(default_factory=dict)
+
+    def exceeded(self) -> list[str]:
+        """The limits that are exceeded, in words."""
+        limits, found = self.limits, [f"{name}: {text}" for name, text in self.unequal.items()]
+        for name, difference in self.tensors.items():
+            if not difference.max_error <= limits.max_error * difference.magnitude:
+                allowed = f"{limits.max_error:g} of {difference.magnitude:.3g}"
+                found.append(f"{name}: error {difference.max_error:.3g}, limit {allowed}")
+            if not difference.cosine >= limits.min_cosine:
+                found.append(f"{name}: cosine {difference.cosine:.6f}, limit {limits.min_cosine:g}")
+        if self.boxes.matched < limits.min_matched:
+            found.append(f"boxes: {self.boxes.matched:.2%} matched, limit {limits.min_matched:.2%}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``dsvt verify --output`` writes it."""
+        return {
+            "backend": self.backend,
+            "precision": self.precision,
+            "tensors": {
+                name: {key: getattr(t, key) for key in ("magnitude", "max_error", "mean_error", "cosine")}
+                for name, t in self.tensors.items()
+            },
+            "boxes": {**dataclasses.asdict(self.boxes), "matched": self.boxes.matched},
+            "dropped_voxels": self.dropped_voxels,
+            "limits": dataclasses.asdict(self.limits),
+            "exceeded": self.exceeded(),
+        }
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each of `Limits`."""
+    texts = {
+        "max_error": "largest difference of a tensor, as a share of its largest value",
+        "min_cosine": "smallest cosine similarity of a tensor",
+        "min_matched": "smallest share of matched boxes",
+        "center_m": "largest distance of matched boxes, m",
+        "score": "largest difference of their scores",
+    }
+    for name, text in texts.items():
+        values = {getattr(limits, name): precision for precision, limits in LIMITS.items()}
+        default = " or ".join(f"{v:g}" + (f" for {p}" if len(values) > 1 else "") for v, p in values.items())
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=float, metavar="X", help=f"limit: {text} (default: {default})")
+
+
+def limits_from(options: argparse.Namespace, precision: str) -> Limits:
+    """The limits of a precision, changed by options."""
+    if precision not in LIMITS:
+        raise EngineError(f"precision {precision} is unknown; expected {', '.join(LIMITS)}")
+    given = {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Limits)}
+    for name, value in given.items():
+        if value is not None and not value >= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+    return dataclasses.replace(LIMITS[precision], **{name: v for name, v in given.items() if v is not None})
+
+
+def clouds_from(options: argparse.Namespace, model: ModelConfig) -> Iterator[NDArray[np.float32]]:
+    """The clouds that the options name, in the model's columns."""
+    names = parse_columns(options.columns) if options.columns else model.feature_names
+    fill = {feature.name: feature.fill for feature in model.features[3:]}
+    count = 0
+    for path in options.cloud:
+        for scan in open_clouds(path, names):
+            if options.max_frames is not None and count >= options.max_frames:
+                return
+            count += 1
+            yield select_columns(scan, model.feature_names, fill)
+
+
+def print_result(console: Console, result: Result, reference: str, clouds: int) -> None:
+    """Print the differences from `reference` and what exceeds the limits."""
+    title = f"{result.backend}, {result.precision}, against {reference} on {clouds} cloud{'s' if clouds > 1 else ''}"
+    table = Table(title=title)
+    table.add_column("tensor")
+    for name in ("largest value", "largest error", "mean error", "cosine"):
+        table.add_column(name, justify="right")
+    for name, tensor in result.tensors.items():
+        numbers = (f"{value:.2e}" for value in (tensor.magnitude, tensor.max_error, tensor.mean_error))
+        table.add_row(name, *numbers, f"{tensor.cosine:.7f}")
+    console.print(table)
+    boxes = result.boxes
+    console.print(
+        f"boxes: {boxes.expected_matched} of {boxes.expected} found again, {boxes.found_matched} of {boxes.found} "
+        f"expected"
+    )
+    differences = Table()
+    differences.add_column("matched boxes")
+    for name in ("largest", "mean"):
+        differences.add_column(name, justify="right")
+    rows = {"centre, m": boxes.center_m, "size, m": boxes.size_m, "yaw, rad": boxes.yaw_rad, "score": boxes.score}
+    for name, spread in rows.items():
+        differences.add_row(name, f"{spread.largest:.2e}", f"{spread.mean:.2e}")
+    console.print(differences)
+    if result.dropped_voxels:
+        console.print(f"{result.dropped_voxels} voxels beyond the capacity were left out on both sides")
+    exceeded = result.exceeded()
+    for text in exceeded:
+        console.print(f"exceeded: {text}")
+    if not exceeded:
+        console.print("within the limits")
