@@ -22,7 +22,7 @@ MAX_GAP_S = 1.0
 """Between two poses further apart than this, nothing is known; stamps that go back by more are a new start."""
 
 MAX_EXTRAPOLATION_S = 0.05
-"""How far beyond the newest pose the motion is taken to go on: braking at 10 m/s2, that is wrong by 1 cm."""
+"""How far beyond the newest pose the motion is taken to go on: braking at 10 m/s2, that is wrong by 2.5 cm."""
 
 TWIST_BASE_S = 0.05
 """Velocities are differences of poses at least this far apart, if there are such: closer ones are mostly noise."""

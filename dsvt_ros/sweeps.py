@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -99,8 +100,7 @@ class SweepBuffer:
         self._device = device
         self._age_column = model.age_column
         self._frame_id = ""
-        self._previous_ns: int | None = None
-        self._kept: list[tuple[Tensor, int]] = []  # points and stamp of older sweeps, newest first
+        self._kept: list[tuple[Tensor, int]] = []  # points and stamp of each sweep, newest first
 
     def add(
         self,
@@ -129,35 +129,59 @@ class SweepBuffer:
             point_times: Asked for the (N,) times of points after the stamp, s, NaN where one is not known, if
                 `motion_compensation` is on; may raise `PointCloudError`.
         """
-        num_wanted = 1 if self._age_column is None else config.sweeps or self._model.sweeps
-        self._forget(stamp_ns, frame_id, num_wanted, config.max_sweep_age)
-        if self._previous_ns is None or not _is_known(motion, self._previous_ns, frame_id):
+        if not self._kept or not _is_known(motion, self._kept[0][1], frame_id):
             wait_s = 0.0
-        self._previous_ns = stamp_ns
+        deadline_s = time.monotonic() + wait_s
+        problem = self.keep(points, stamp_ns, frame_id, motion, config, wait_s=wait_s, point_times=point_times)
+        placed, missing = self._placed(motion, max(deadline_s - time.monotonic(), 0.0))
+        cloud = placed[0].points
+        if self._age_column is not None:
+            cloud = merge_sweeps(placed, self._age_column)
+        return MergedSweeps(cloud, len(placed), self._num_wanted(config), "; ".join(filter(None, (problem, missing))))
 
-        cloud = torch.as_tensor(points).to(self._device, torch.float32)
-        problems = []
+    def keep(
+        self,
+        points: ArrayLike | Tensor,
+        stamp_ns: int,
+        frame_id: str,
+        motion: Motion,
+        config: PreprocessConfig,
+        *,
+        wait_s: float = 0.0,
+        point_times: Callable[[], NDArray[np.float32]] | None = None,
+    ) -> str:
+        """Take in a cloud that is not to be answered itself, so that later ones find it among the older sweeps.
+
+        Args:
+            points: As those of `add`, like the rest.
+            stamp_ns: The cloud's stamp.
+            frame_id: The sensor's frame.
+            motion: Where the sensor is.
+            config: How many sweeps, how old, and from which distance on points count.
+            wait_s: How long to wait for the sensor's newest pose.
+            point_times: Times of points.
+
+        Returns:
+            Why its points are not compensated for motion; empty if they are, or need not be.
+        """
+        self._forget(stamp_ns, frame_id, self._num_wanted(config), config.max_sweep_age)
+        cloud, problem = torch.as_tensor(points).to(self._device, torch.float32), ""
         if config.motion_compensation and point_times is not None:
             try:
                 cloud = self._compensated(cloud, stamp_ns, motion, config, wait_s, point_times())
-                wait_s = 0.0
             except (MotionError, PointCloudError) as error:
-                problems.append(f"points are not compensated for motion: {error}")
-        cloud = drop_missing(cloud, self._model, config)
+                problem = f"points are not compensated for motion: {error}"
+        self._kept.insert(0, (drop_missing(cloud, self._model, config), stamp_ns))
+        return problem
 
-        placed, problem = self._placed(cloud, stamp_ns, motion, wait_s)
-        problems += [problem] if problem else []
-        if num_wanted > 1:
-            self._kept.insert(0, (cloud, stamp_ns))
-        if self._age_column is not None:
-            cloud = merge_sweeps(placed, self._age_column)
-        return MergedSweeps(cloud, len(placed), num_wanted, "; ".join(problems))
+    def _num_wanted(self, config: PreprocessConfig) -> int:
+        return 1 if self._age_column is None else config.sweeps or self._model.sweeps
 
     def _forget(self, stamp_ns: int, frame_id: str, num_wanted: int, max_age_s: float) -> None:
         """Let go of the sweeps that the new cloud can do nothing with."""
-        went_back = self._previous_ns is not None and stamp_ns < self._previous_ns
+        went_back = bool(self._kept) and stamp_ns < self._kept[0][1]
         if went_back or frame_id != self._frame_id:
-            self._kept, self._previous_ns, self._frame_id = [], None, frame_id
+            self._kept, self._frame_id = [], frame_id
         oldest_ns = stamp_ns - round(max_age_s * 1e9)
         self._kept = [kept for kept in self._kept[: num_wanted - 1] if oldest_ns <= kept[1] < stamp_ns]
 
@@ -181,17 +205,18 @@ class SweepBuffer:
         moves = torch.isfinite(offsets) & is_return(cloud, config)
         return torch.where(moves[:, None], moved, cloud)
 
-    def _placed(self, cloud: Tensor, stamp_ns: int, motion: Motion, wait_s: float) -> tuple[list[Sweep], str]:
-        """The new sweep and the older ones whose place relative to it is known; and why others are missing."""
+    def _placed(self, motion: Motion, wait_s: float) -> tuple[list[Sweep], str]:
+        """The newest sweep and the older ones whose place relative to it is known; and why others are missing."""
+        (cloud, stamp_ns), *older = self._kept
         alone = [Sweep(cloud, stamp_ns, np.eye(4))]
-        if not self._kept:
+        if not older:
             return alone, ""
         try:
             newest = Sweep(cloud, stamp_ns, motion.pose_at(stamp_ns, self._frame_id, wait_s))
         except MotionError as error:
             return alone, f"older sweeps are left out: {error}"
         placed, problem = [newest], ""
-        for points, kept_ns in self._kept:
+        for points, kept_ns in older:
             try:
                 T_fixed_sensor = motion.pose_at(kept_ns, self._frame_id)
             except MotionError as error:
@@ -203,7 +228,7 @@ class SweepBuffer:
                 problem = f"the sensor jumped by {distance_m:.1f} m in {age_s:.2f} s"
                 continue
             placed.append(Sweep(points, kept_ns, T_fixed_sensor))
-        missing = len(self._kept) + 1 - len(placed)
+        missing = len(self._kept) - len(placed)
         return placed, f"{missing} older sweeps are left out: {problem}" if missing else ""
 
 

@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,7 +38,7 @@ from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
 from dsvt_ros.backends import Progress
-from dsvt_ros.config import AGE, DetectorConfig, flatten, leaves
+from dsvt_ros.config import AGE, DetectorConfig, PreprocessConfig, flatten, leaves
 from dsvt_ros.errors import ConfigError, DsvtError, PointCloudError
 from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.host_threads import spin_briefly
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dsvt_ros.detector import Detector
+    from dsvt_ros.motion import Motion
     from dsvt_ros.sweeps import MergedSweeps, SweepBuffer
 
     DetectorWorker: TypeAlias = Worker[Detector, PointCloud2]
@@ -122,6 +125,8 @@ class DetectorNode(LifecycleNode):
         self._motion: SensorMotion | None = None
         self._sweeps: SweepBuffer | None = None
         self._merged: MergedSweeps | None = None
+        self._newest: PointCloud2 | None = None
+        self._replaced: deque[PointCloud2] = deque(maxlen=max(self._model.sweeps, settings.detector.preprocess.sweeps))
         self._backend: str = settings.node.backend
         self._device = settings.node.device
         self._stage_ms: dict[str, float] = {}
@@ -296,7 +301,8 @@ class DetectorNode(LifecycleNode):
             self._motion.close()
         if self._transforms is not None:
             self._transforms.close()
-        self._transforms = self._sensor_pose = self._motion = self._sweeps = self._merged = None
+        self._transforms = self._sensor_pose = self._motion = self._sweeps = self._merged = self._newest = None
+        self._replaced.clear()
         for name in ("detections", "markers", "labels", "processing", "latency"):
             publisher = self.__dict__.pop(f"_{name}_publisher", None)
             if publisher is not None:
@@ -306,8 +312,15 @@ class DetectorNode(LifecycleNode):
     # ----------------------------------------------------------------------------------- clouds
 
     def _on_cloud(self, cloud: PointCloud2) -> None:
-        if self._worker is not None:
-            self._counters.received(replaced=self._worker.put(cloud))
+        if self._worker is None:
+            return
+        replaced = self._worker.put(cloud)
+        self._counters.received(replaced=replaced)
+        if self._sweeps is None or self._model.age_column is None:
+            return
+        if replaced and self._newest is not None:
+            self._replaced.append(self._newest)
+        self._newest = cloud
 
     def _answer(self, detector: Detector, cloud: PointCloud2) -> None:
         """Answer one cloud, in the worker's thread."""
@@ -364,13 +377,15 @@ class DetectorNode(LifecycleNode):
         motion, sweeps = self._motion, self._sweeps
         if motion is None or sweeps is None:
             return points
+        source, config = motion.current(), self._applied.preprocess
         stamp_ns = Time.from_msg(cloud.header.stamp).nanoseconds
+        self._keep_replaced(sweeps, source, config, stamp_ns, cloud.header.frame_id)
         self._merged = merged = sweeps.add(
             points,
             stamp_ns,
             cloud.header.frame_id,
-            motion.current(),
-            self._applied.preprocess,
+            source,
+            config,
             wait_s=self._settings.node.motion.wait_s,
             point_times=partial(offsets_from_msg, cloud, stamp_ns),
         )
@@ -380,6 +395,20 @@ class DetectorNode(LifecycleNode):
                 throttle_duration_sec=THROTTLE_S,
             )
         return merged.points
+
+    def _keep_replaced(
+        self, sweeps: SweepBuffer, motion: Motion, config: PreprocessConfig, stamp_ns: int, frame_id: str
+    ) -> None:
+        """Let clouds that a newer one replaced serve as older sweeps of the one at this stamp."""
+        while self._replaced:
+            older = self._replaced.popleft()
+            older_ns = Time.from_msg(older.header.stamp).nanoseconds
+            # One that came after this cloud is lost: it would be taken for the beginning of something new.
+            if 0 < stamp_ns - older_ns <= config.max_sweep_age * 1e9 and older.header.frame_id == frame_id:
+                with suppress(PointCloudError):
+                    points = points_from_msg(older, self._columns, self._fill)
+                    point_times = partial(offsets_from_msg, older, older_ns)
+                    sweeps.keep(points, older_ns, frame_id, motion, config, point_times=point_times)
 
     def _publish(self, boxes: Boxes3D, header: Header, started: float) -> None:
         """Publish the answer to a cloud and how long it took."""

@@ -177,6 +177,16 @@ class TestBuffer:
         assert (found.num_sweeps, found.num_wanted, found.problem) == (1, 1, "")
         np.testing.assert_array_equal(found.points, points)
 
+    def test_clouds_that_are_not_answered_serve_as_older_sweeps(self):
+        buffer, motion = self.filled(1), Exact(self.drive, MOUNTING)
+        for k in (1, 2):
+            points = cloud(self.world, motion.pose_at(START + k * PERIOD, "lidar"))
+            assert buffer.keep(points, START + k * PERIOD, "lidar", motion, CONFIG) == ""
+        found = self.next(buffer)
+        merged = found.points.reshape(4, len(self.world), 5)
+        np.testing.assert_allclose(merged[:, 0, 4], [0, 0.05, 0.1, 0.15], atol=1e-6)
+        assert (merged[:, :, :3] - merged[0, :, :3]).abs().max() < 1e-3
+
     def test_sensor_that_stands(self):
         buffer = SweepBuffer(MODEL, CPU)
         for k in range(3):

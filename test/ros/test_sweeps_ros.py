@@ -130,6 +130,31 @@ def test_odometry_that_comes_after_the_cloud_is_waited_for(connected, odometry):
     assert connected.status()[1]["sweeps"] == "2 of 3"
 
 
+def test_clouds_that_were_replaced_serve_as_older_sweeps(connected, odometry, sweep_model):
+    start = START - 250 * SECOND
+    drive = Drive(start_ns=start)
+    motion, world = Exact(drive, MOUNTING), world_of(drive)
+    for k in range(-2, 6):
+        odometry.publish(drive, start + k * SECOND // 50)
+    connected.spin_for(0.5)
+    connected.ask(cloud_of(world, motion, start)[0])
+    before = int(connected.status()[1]["clouds dropped"])
+    stamps, clouds = [start + k * PERIOD for k in (2, 3, 4)], []
+    for stamp_ns in stamps:  # the first waits for odometry while the last replaces the one between
+        cloud, points = cloud_of(world, motion, stamp_ns)
+        connected.publisher.publish(cloud)
+        connected.spin_for(0.2)
+        clouds.append(points)
+    number = len(connected.detections)
+    for k in range(6, 25):
+        odometry.publish(drive, start + k * SECOND // 50)
+    assert connected.spin_until(lambda: len(connected.detections) == number + 2, 5.0)
+    assert_same(connected.detections[-1], expected_boxes(sweep_model, clouds[::-1], motion, stamps[::-1]))
+    values = connected.status()[1]
+    assert int(values["clouds dropped"]) == before + 1
+    assert values["sweeps"] == "3 of 3"
+
+
 def test_odometry_that_stops_costs_the_sweeps_not_the_answer(connected, odometry):
     start = START - 300 * SECOND
     drive = Drive(start_ns=start)
