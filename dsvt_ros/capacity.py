@@ -83,13 +83,15 @@ def counts_of(partition: SetPartition) -> Capacity:
 
 
 def default_voxels(model: ModelConfig) -> int:
-    """Voxels that a network is exported for unless told otherwise: three in sixteen columns of the grid.
+    """Voxels that a network is exported for unless told otherwise: three in sixteen columns of the grid, or so.
 
-    Busy scans of dense sensors fill about an eighth. A column of more than one voxel counts twice: those that hold
-    points have 1.4 to 2.2 occupied ones. Rounded down to a multiple of 1024 where that leaves some.
+    Busy scans of dense sensors fill about an eighth, ten sweeps of nuScenes up to a fifth: a model of several sweeps
+    gets a quarter. A column of more than one voxel counts twice: those that hold points have 1.4 to 2.2 occupied ones.
+    Rounded down to a multiple of 1024 where that leaves some.
     """
     nx, ny, nz = model.grid_size
-    voxels = max(1, 3 * nx * ny * min(nz, 2) // 16)
+    sixteenths = 3 if model.sweeps == 1 else 4
+    voxels = max(1, sixteenths * nx * ny * min(nz, 2) // 16)
     return voxels // 1024 * 1024 or voxels
 
 

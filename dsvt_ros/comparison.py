@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsvt_ros.config import ModelConfig, PostprocessConfig
 from dsvt_ros.postprocess import decode, suppress
-from dsvt_ros.structures import HeadMaps, ProposalMaps
+from dsvt_ros.structures import DeviceBoxes, HeadMaps, ProposalMaps
 
 
 @dataclass
@@ -58,7 +58,7 @@ class FoundBoxes:
         scores: (M,) scores.
         labels: (M,) classes.
         settled: (M,) bool, False for boxes that a small change of a score removes: near the threshold, or near the cut
-            that leaves the best `max_candidates` peaks.
+            that leaves the best peaks, `max_candidates` or as many as there are proposals.
     """
 
     boxes: Tensor
@@ -149,16 +149,24 @@ def boxes_from_maps(maps: HeadMaps, model: ModelConfig, config: PostprocessConfi
         config: Threshold, candidates and suppression.
         margin: Heatmap score that separates a settled box from the threshold and from the candidates' cut.
     """
-    candidates = decode(maps, model, config)
-    # The threshold and the cut apply to the heatmap's score, which the rectifier changes afterwards.
-    peak = decode(maps, model, replace(config, iou_rectifier=())).scores
-    limit = config.score_threshold
-    if len(peak) == config.max_candidates:
-        limit = max(limit, float(peak.min()))
-    kept = suppress(candidates, model, config)
+    # The threshold applies to the heatmap's score, which the rectifier changes afterwards.
+    plain = replace(config, iou_rectifier=())
+    candidates = decode(maps, model, plain)
+    kept = suppress(decode(maps, model, config), model, config)
     boxes, labels = kept.boxes[kept.keep], kept.labels[kept.keep]
-    same = (boxes[:, None] == candidates.boxes[None]).all(2) & (labels[:, None] == candidates.labels[None])
-    settled = peak[same.int().argmax(1)] > limit + margin if len(boxes) else labels.bool()
+
+    def score_of(candidates: DeviceBoxes) -> Tensor:
+        same = (boxes[:, None] == candidates.boxes[None]).all(2) & (labels[:, None] == candidates.labels[None])
+        return candidates.scores[same.int().argmax(1)]
+
+    if not len(boxes):
+        return FoundBoxes(boxes, kept.scores[kept.keep], labels, labels.bool())
+    settled = score_of(candidates) > config.score_threshold + margin
+    if isinstance(maps, ProposalMaps):
+        # A sure head leaves of the score what made the proposal.
+        candidates = decode(replace(maps, heatmap=torch.full_like(maps.heatmap, 100.0)), model, plain)
+    if isinstance(maps, ProposalMaps) or len(candidates.scores) == config.max_candidates:
+        settled &= score_of(candidates) > float(candidates.scores.min()) + margin
     return FoundBoxes(boxes, kept.scores[kept.keep], labels, settled)
 
 

@@ -409,7 +409,8 @@ class ProfileConfig:
     voxels: tuple[int, ...] = option(
         (),
         help="room for voxels of each engine: a cloud takes the smallest that fits, or loses its farthest voxels; "
-        "empty: one engine for 3/16 of the grid's columns, twice as many where they have several voxels",
+        "empty: one engine for 3/16 of the grid's columns (1/4 with several sweeps), twice as many where columns have "
+        "several voxels",
         minimum=1,
     )
     dynamic: bool = option(

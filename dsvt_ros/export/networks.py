@@ -21,7 +21,7 @@ from dsvt_ros.model.bev_backbone import BevBackbone
 from dsvt_ros.model.center_head import MergedHead
 from dsvt_ros.model.fold import InferenceModules
 from dsvt_ros.model.set_attention import InputLayer, SetAttentionBackbone
-from dsvt_ros.model.transfusion_head import TransFusionHead
+from dsvt_ros.model.transfusion_head import ProposalDecoder, TransFusionHead
 from dsvt_ros.structures import (
     CenterMaps,
     HeadMaps,
@@ -151,13 +151,15 @@ def decompose_layer_norms(module: nn.Module) -> None:
 
 
 def to_half(module: nn.Module) -> None:
-    """Make, in place, all parameters and tables of `module` float16, except those of layer norms.
+    """Make, in place, all parameters and tables of `module` float16, except those that belong in single precision.
 
     Raises:
         EngineError: A value exceeds the range of float16.
     """
+    single = (nn.LayerNorm, DecomposedLayerNorm, ProposalDecoder)
+    kept = {inner for part in module.modules() if isinstance(part, single) for inner in part.modules()}
     for path, part in module.named_modules():
-        if isinstance(part, (nn.LayerNorm, DecomposedLayerNorm)):
+        if part in kept:
             continue
         for name, parameter in part.named_parameters(recurse=False):
             parameter.data = _half(parameter.data, f"{path}.{name}")

@@ -42,7 +42,11 @@ class CellEmbedding(nn.Module):
 
 
 class ProposalDecoder(nn.Module):
-    """Self-attention, attention to the cells around, and a feed-forward network, post-norm."""
+    """Self-attention, attention to the cells around, and a feed-forward network, post-norm.
+
+    It stays in single precision whatever the rest is in: embeddings of positions up to hundreds of cells meet in its
+    products, of which half precision would keep the size and lose what tells neighbours apart.
+    """
 
     def __init__(self, config: TransFusionHeadConfig, shape: tuple[int, int]) -> None:
         super().__init__()
@@ -70,8 +74,9 @@ class ProposalDecoder(nn.Module):
             features: (B, cells, D) map.
 
         Returns:
-            (B, Q, D) features.
+            (B, Q, D) features, in single precision.
         """
+        proposals, features = proposals.float(), features.float()
         position = self.self_posembed(cells.reshape(-1)).view_as(proposals)
         # As published, every proposal is a sequence of its own: it attends to itself alone, with weight 1.
         own = proposals + position
@@ -91,7 +96,7 @@ class ProposalDecoder(nn.Module):
         # In single precision, which is exact for them: engines of TensorRT 8 limit and divide no integers.
         there = (cells[:, :, None] + self.around.to(cells.dtype)).float()
         keys = there.clamp(0, num_cells - 1)
-        outside = there != keys
+        outside = (there != keys).float()
 
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         features = features + self.cross_posembed.table()  # type: ignore[operator]
@@ -101,8 +106,8 @@ class ProposalDecoder(nn.Module):
         key, value = around.permute(2, 0, 3, 1, 4).unbind()
         query = F.linear(queries, weight[:channels], bias[:channels]) * (channels // self.num_heads) ** -0.5
         scores = query.view(-1, self.num_heads, 1, channels // self.num_heads) @ key.transpose(-1, -2)
-        scores = scores.float() + outside.view(-1, 1, 1, len(self.around)).float() * MASKED
-        attended = torch.softmax(scores, dim=-1).to(value.dtype) @ value
+        scores = scores + outside.view(-1, 1, 1, len(self.around)) * MASKED
+        attended = torch.softmax(scores, dim=-1) @ value
         output: Tensor = attention.out_proj(attended.reshape(batch_size, count, channels))
         return output
 
@@ -157,7 +162,7 @@ class TransFusionHead(nn.Module):
         proposals = rows_of_cells(features, cell)
         proposals = proposals + self.encodings().index_select(0, label.reshape(-1)).view_as(proposals)
         proposals = self.decoder(proposals, cell, features)
-        proposals = proposals.transpose(1, 2)
+        proposals = proposals.to(shared.dtype).transpose(1, 2)
         branches = {name: branch(proposals) for name, branch in self.prediction_head.items()}
         return ProposalMaps(
             label=label,
