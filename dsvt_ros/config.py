@@ -362,7 +362,7 @@ class PreprocessConfig:
     mounting: tuple[float, ...] = option(
         (),
         help="pose of the sensor in the odometry's child frame: x, y, z (m), roll, pitch, yaw (rad); empty: from "
-        "static TF, or sensor_pose",
+        "static TF",
     )
 
     def __post_init__(self) -> None:

@@ -82,8 +82,8 @@ class Odometry:
     the newest poses, not the message's twist, which many publishers leave empty or give in another frame.
 
     Where the sensor sits on the vehicle says `PreprocessConfig.mounting`, or else, in this order: the odometry is the
-    sensor's own (child_frame_id is the sensor's frame); a static transform; `PreprocessConfig.sensor_pose`, the model's
-    frame being taken for the vehicle's.
+    sensor's own (child_frame_id is the sensor's frame); a static transform. The pose in the model's frame will not do:
+    that frame may be turned against the vehicle.
 
     One thread may add while others ask.
 
@@ -186,8 +186,6 @@ class Odometry:
         found = self._static_pose(base_frame, sensor_frame)
         if found is not None:
             return found
-        if self._config.sensor_pose:
-            return pose_matrix(self._config.sensor_pose)
         raise MotionError(
             f"the odometry is that of {base_frame!r}, and no static transform says where {sensor_frame!r} sits on it; "
             "give its pose in preprocess.mounting"

@@ -115,30 +115,25 @@ STATIC, NUMBERS, MODEL = (1.0, 0, 2, 0, 0, 0.1), (2.0, 0, 1, 0, 0, 0.2), (0.0, 0
 
 
 @pytest.mark.parametrize(
-    ("config", "sensor", "static", "expected"),
-    [
-        ({"mounting": NUMBERS, "sensor_pose": MODEL}, "lidar", STATIC, NUMBERS),
-        ({"sensor_pose": MODEL}, "lidar", STATIC, STATIC),
-        ({"sensor_pose": MODEL}, "lidar", None, MODEL),
-        ({"sensor_pose": MODEL}, "/base_link", STATIC, ()),
-    ],
+    ("mounting", "sensor", "expected"),
+    [(NUMBERS, "lidar", NUMBERS), ((), "lidar", STATIC), ((), "/base_link", ())],
 )
-def test_where_the_sensor_sits(config, sensor, static, expected):
+def test_where_the_sensor_sits(mounting, sensor, expected):
     asked = []
 
     def static_pose(base, sensor):
         asked.append((base, sensor))
-        return None if static is None else pose_matrix(static)
+        return pose_matrix(STATIC)
 
     drive = Drive()
-    motion = odometry(drive, [START], PreprocessConfig(**config), static_pose)
+    motion = odometry(drive, [START], PreprocessConfig(mounting=mounting, sensor_pose=MODEL), static_pose)
     found = motion.pose_at(START, sensor)
     np.testing.assert_allclose(found, drive.vehicle(START) @ pose_matrix(expected), rtol=0, atol=1e-6)
     assert asked in ([], [("base_link", "lidar")])
 
 
-def test_unknown_mounting_is_an_error_never_identity():
-    motion = odometry(Drive(), [START])
+def test_unknown_mounting_is_an_error_neither_identity_nor_the_pose_in_the_model():
+    motion = odometry(Drive(), [START], PreprocessConfig(sensor_pose=MODEL))
     with pytest.raises(
         MotionError, match=r"that of 'base_link', and no static .* where 'lidar' .*preprocess\.mounting"
     ):
