@@ -154,7 +154,7 @@ def custom() -> dict[str, Any]:
         "NUM_UPSAMPLE_FILTERS": [8, 8],
     }
     network["DENSE_HEAD"] = center_head([["pole", "van"], ["walker"]], stride=2, width=8)
-    network["DENSE_HEAD"] |= {"USE_BIAS_BEFORE_NORM": True, "BN_EPS": "1e-3"}
+    network["DENSE_HEAD"]["USE_BIAS_BEFORE_NORM"] = True
     network["DENSE_HEAD"]["SEPARATE_HEAD_CFG"] = branches({"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2})
     network["DENSE_HEAD"]["POST_PROCESSING"] = {
         "SCORE_THRESH": 0.2,
@@ -283,7 +283,7 @@ def _model(
                 "UPSAMPLE_STRIDES": [1, 2, 4],
                 "NUM_UPSAMPLE_FILTERS": [128, 128, 128],
             },
-            "POST_PROCESSING": {"EVAL_METRIC": "waymo"},
+            "POST_PROCESSING": {"RECALL_THRESH_LIST": [0.3, 0.5, 0.7]},
         },
         "OPTIMIZATION": {"NUM_EPOCHS": 24},
     }

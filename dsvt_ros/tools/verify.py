@@ -44,6 +44,12 @@ def main(argv: list[str]) -> int:
     """
     options = _parser().parse_args(argv)
     console = Console(soft_wrap=True, markup=False, highlight=False)
+    if options.against == "pcdet":
+        from dsvt_ros.tools.verify_pcdet import verify_against_pcdet
+
+        return verify_against_pcdet(options, console)
+    if options.weights:
+        raise ConfigError("--weights goes with --against pcdet; an exported folder is compared with its own weights")
     folder = open_model(options.model)
     manifest = read_manifest(folder.path)
     if folder.weights is None:
@@ -199,6 +205,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare every backend that can run an exported model with torch in single precision.",
     )
     parser.add_argument("model", metavar="MODEL_DIR", help="folder that dsvt export wrote")
+    parser.add_argument(
+        "--against",
+        choices=("torch", "pcdet"),
+        default="torch",
+        help="pcdet: compare torch with the original network instead; the model, which may be an OpenPCDet YAML here, "
+        "comes from one, and the package pcdet is installed (default: torch)",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="with --against pcdet: weights (default: the model's)")
     parser.add_argument(
         "--cloud", nargs="+", action="extend", required=True, metavar="CLOUD", help="point files or bags"
     )

@@ -209,6 +209,7 @@ WAYMO_REFUSED = [
     (f"{HEAD}.CLASS_AGNOSTIC", True, f"{HEAD}.CLASS_AGNOSTIC is True"),
     (f"{HEAD}.NUM_HM_CONV", 3, f"{HEAD}.NUM_HM_CONV is 3 and must be 2"),
     (f"{HEAD}.BN_EPS", None, f"{HEAD}.BN_EPS is 1e-5, upstream default, and must be 0.001"),
+    (f"{HEAD}.BN_EPS", "1e-3", f"{HEAD}.BN_EPS must be a number, got '1e-3'"),
     (f"{HEAD}.UPSAMPLE", 2, f"{HEAD}.UPSAMPLE is 2 and must be 1"),
     (f"{HEAD}.SEPARATE_HEAD_CFG.HEAD_DICT.iou.num_conv", 3, r"HEAD_DICT.iou.num_conv is 3 and must be 2"),
     (f"{HEAD}.SEPARATE_HEAD_CFG.HEAD_DICT.dim.out_channels", 4, r"HEAD_DICT.dim.out_channels is 4 and must be 3"),

@@ -9,6 +9,9 @@ from dsvt_ros.model.bev_backbone import BN_EPS
 from dsvt_ros.model.pcdet.section import Section
 from dsvt_ros.model.pcdet.translation import Translation
 
+TURNING_NMS = "multi_class_nms"
+"""The suppression of the release's CenterHead, whose kernel sees every box turned by 90 degrees."""
+
 # Constants in the code of the release's TransFusionHead, by TARGET_ASSIGNER_CONFIG.DATASET: the number of classes, the
 # ones that may have a peak in every cell, and the IoU above which a box suppresses others of its class.
 PROPOSAL_RULES: dict[str, tuple[int, tuple[int, ...], dict[int, float]]] = {
@@ -45,7 +48,7 @@ def translate_center_head(out: Translation, head: Section, class_names: list[str
         },
     )
     _rectifier(out, post, branches)
-    if post.section("NMS_CONFIG").only("NMS_TYPE", "multi_class_nms", "class_specific_nms", "nms_gpu") == "nms_gpu":
+    if post.section("NMS_CONFIG").only("NMS_TYPE", TURNING_NMS, "class_specific_nms", "nms_gpu") == "nms_gpu":
         _nms_of_groups(out, post, groups)
     else:
         _nms_of_classes(out, post, len(class_names))
@@ -152,7 +155,7 @@ def _nms_of_classes(out: Translation, post: Section, num_classes: int) -> None:
         out.put("defaults.postprocess.max_boxes", limits, nms, "NMS_POST_MAXSIZE")
     if nms.get("SCORE_THRESH") is not None:
         raise nms.error("SCORE_THRESH", "is a second threshold, on rectified scores, which there is none of here")
-    if nms.get("NMS_TYPE") == "multi_class_nms":
+    if nms.get("NMS_TYPE") == TURNING_NMS:
         out.remarks.append(
             "the DSVT release turns every box by 90 degrees before it suppresses; here boxes overlap as they lie, "
             "unless postprocess.nms_geometry is dsvt_release"

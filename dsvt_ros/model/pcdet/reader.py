@@ -16,7 +16,7 @@ from dsvt_ros.model.pcdet.backbones import (
 )
 from dsvt_ros.model.pcdet.data import translate_data
 from dsvt_ros.model.pcdet.files import read_pcdet_yaml
-from dsvt_ros.model.pcdet.heads import translate_center_head, translate_transfusion_head
+from dsvt_ros.model.pcdet.heads import TURNING_NMS, translate_center_head, translate_transfusion_head
 from dsvt_ros.model.pcdet.section import Section
 from dsvt_ros.model.pcdet.translation import Row, Translation
 
@@ -40,6 +40,12 @@ class PcdetModel:
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
     config: dict[str, Any]
+
+    @property
+    def turns_boxes(self) -> bool:
+        """Whether their suppression turns every box by 90 degrees (the CenterHead of the DSVT release)."""
+        nms = self.config["MODEL"]["DENSE_HEAD"]["POST_PROCESSING"]["NMS_CONFIG"]
+        return bool(nms["NMS_TYPE"] == TURNING_NMS)
 
 
 def read_pcdet(path: Path) -> PcdetModel:

@@ -58,12 +58,11 @@ class Section:
         return values
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number; YAML takes ``1e-3`` for a word."""
+        """A number."""
         value = self.need(name) if default is None else self.get(name, default)
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise self.error(name, f"must be a number, got {value!r}") from None
+        if not isinstance(value, (int, float)):
+            raise self.error(name, f"must be a number, got {value!r}")
+        return value
 
     def only(self, name: str, *supported: Any, default: Any = None, why: str = "") -> Any:
         """A value that must be one of `supported`, where `default` is what upstream takes a missing one for."""
