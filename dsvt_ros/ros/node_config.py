@@ -93,7 +93,7 @@ class DiagnosticsConfig:
 class NodeConfig:
     """What only the node has; everything else is `DetectorConfig`."""
 
-    model: str = option("demo", help="name of an embedded model, or path of a model folder")
+    model: str = option("demo", help="name of an embedded model, or path of a model folder or of an OpenPCDet YAML")
     weights: str = option("", help="weights file in place of the model's own: .safetensors or .pth")
     backend: Backend = option("auto", help="who runs the networks; auto takes the fastest that works here")
     device: str = option("auto", help="auto, cpu, cuda or cuda:N")
