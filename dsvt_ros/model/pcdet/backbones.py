@@ -17,7 +17,7 @@ def translate_encoder(out: Translation, vfe: Section) -> None:
     vfe.only("WITH_DISTANCE", False)
     vfe.only("USE_ABSLOTE_XYZ", True)  # their spelling
     vfe.only("USE_NORM", True)
-    out.take(vfe, {"NUM_FILTERS": "model.encoder.channels"})
+    out.put("model.encoder.channels", vfe.numbers("NUM_FILTERS"), vfe, "NUM_FILTERS")
     vfe.close()
 
 
@@ -56,7 +56,7 @@ def _stages(layout: Section, count: int) -> list[dict[str, Any]]:
         if not isinstance(values, list) or len(values) != size:
             raise layout.error(name, f"is {values!r} and must be a list of {size}")
     for stride in strides:
-        if stride[:2] != [1, 1]:
+        if not isinstance(stride, list) or len(stride) != 3 or stride[:2] != [1, 1]:
             raise layout.error("downsample_stride", f"has {stride}; here stages are pooled along z alone: [1, 1, n]")
     stages = []
     for number in range(count):
@@ -83,15 +83,13 @@ def translate_backbone_2d(out: Translation, backbone: Section) -> None:
     # Theirs leaves out the first block, which changes the resolution.
     blocks = [number + 1 for number in backbone.numbers("LAYER_NUMS")]
     out.put("model.backbone_2d.blocks", blocks, backbone, "LAYER_NUMS")
-    out.take(
-        backbone,
-        {
-            "LAYER_STRIDES": "model.backbone_2d.strides",
-            "NUM_FILTERS": "model.backbone_2d.channels",
-            "UPSAMPLE_STRIDES": "model.backbone_2d.upsample_strides",
-            "NUM_UPSAMPLE_FILTERS": "model.backbone_2d.upsample_channels",
-        },
-    )
+    for theirs, ours in (
+        ("LAYER_STRIDES", "strides"),
+        ("NUM_FILTERS", "channels"),
+        ("UPSAMPLE_STRIDES", "upsample_strides"),
+        ("NUM_UPSAMPLE_FILTERS", "upsample_channels"),
+    ):
+        out.put(f"model.backbone_2d.{ours}", backbone.numbers(theirs, count=len(blocks)), backbone, theirs)
     backbone.close()
 
 

@@ -34,7 +34,7 @@ def translate_data(out: Translation, data: Section, network: Section) -> None:
     out.put("model.voxel_size", _voxel_size(data), data, "DATA_PROCESSOR")
     _features(out, data, network)
 
-    name = data.need("DATASET")
+    name = data.word("DATASET")
     if name not in DATA_SETS:
         out.remarks.append(
             f"the height of the ground in the frame of {name} is not known: model.ground_z is 0, which matters to "
@@ -71,8 +71,10 @@ def _features(out: Translation, data: Section, network: Section) -> None:
 
 def _squashed_columns(data: Section, columns: list[str], network: Section) -> list[str]:
     """Columns that go through tanh, which the code of their data sets does."""
-    name = data.need("DATASET")
+    name = data.word("DATASET")
     if name in ("KittiDataset", "NuScenesDataset"):  # these do not read POINTS_TANH_DIM
+        return []
+    if data.get("POINTS_TANH_DIM") == []:
         return []
     if data.get("POINTS_TANH_DIM") is not None:
         dimensions = data.numbers("POINTS_TANH_DIM")

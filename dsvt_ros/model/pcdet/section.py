@@ -46,12 +46,19 @@ class Section:
         self.need(name)
         return Section(self._source, self.key(name))
 
+    def word(self, name: str) -> str:
+        """A word."""
+        value = self.need(name)
+        if not isinstance(value, str):
+            raise self.error(name, f"must be a word, got {value!r}")
+        return value
+
     def names(self, name: str) -> list[str]:
         """A list of words."""
         return self._list(name, str, "words")
 
     def numbers(self, name: str, count: int | None = None) -> list[Any]:
-        """A list of numbers, of a certain length if one is given."""
+        """A list of numbers, of a certain length if one is given; not an empty one."""
         values = self._list(name, (int, float), "numbers")
         if count not in (None, len(values)):
             raise self.error(name, f"is {values} and must have {count} entries")
@@ -91,6 +98,6 @@ class Section:
 
     def _list(self, name: str, kind: type | tuple[type, ...], what: str) -> list[Any]:
         values = self.need(name)
-        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        if not isinstance(values, list) or not values or not all(isinstance(value, kind) for value in values):
             raise self.error(name, f"must be a list of {what}, got {values!r}")
         return list(values)
