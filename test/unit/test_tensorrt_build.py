@@ -298,6 +298,14 @@ def test_half_precision_in_tensorrt_8(machine, build_here):
     assert event["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
 
 
+@pytest.mark.parametrize("release", ["8.5.3", "8.6.1"])
+def test_constants_in_single_precision_stay_so(machine, build_here, release):
+    """TensorRT 8 would round them, such as the parameters of layer norms, whatever becomes of the layers they go to."""
+    machine.release(release)
+    layer_norm = "decomposed" if release == "8.5.3" else "fused"
+    assert build_here(ExportOptions(precision="fp16", layer_norm=layer_norm))["rounded"] == []
+
+
 def test_layers_that_are_not_found(machine, request_for):
     """They would run in half precision in TensorRT 8."""
     machine.release("8.6.1")

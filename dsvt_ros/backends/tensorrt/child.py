@@ -162,11 +162,16 @@ def _set_types(network: trt.INetworkDefinition, config: trt.IBuilderConfig, requ
     single = set(request.single_precision)
     for index in range(network.num_layers):
         layer: trt.ILayer = network.get_layer(index)
-        if layer.name in single and hasattr(layer, "precision") and hasattr(layer, "set_output_type"):
+        # Constants have the types of the file from the start; left alone, those in float32 would be rounded.
+        tensor: trt.ITensor = layer.get_output(0)
+        constant = layer.type == trt.LayerType.CONSTANT and tensor.dtype == trt.DataType.FLOAT
+        if layer.name not in single and not constant:
+            continue
+        if hasattr(layer, "precision") and hasattr(layer, "set_output_type"):
             layer.precision = trt.DataType.FLOAT
             for number in range(layer.num_outputs):
                 layer.set_output_type(number, trt.DataType.FLOAT)
-            single.remove(layer.name)
+            single.discard(layer.name)
     return sorted(single)
 
 

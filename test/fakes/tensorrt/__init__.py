@@ -379,8 +379,9 @@ class OnnxParser:
 
         def layer(name, op, outputs):
             in_file = [types[output] for output in outputs]
-            # Unless it is strongly typed, a network takes all its tensors for float32 until it is built.
-            seen = [DataType.FLOAT if t == DataType.HALF and not network._strong else t for t in in_file]
+            # Unless it is strongly typed, a network takes the results of its layers for float32 until it is built.
+            known = network._strong or op == "Constant"
+            seen = [t if known or t != DataType.HALF else DataType.FLOAT for t in in_file]
             tensors = [ITensor(*pair) for pair in zip(outputs, seen, strict=True)]
             return ILayer(name, LayerType[_LAYERS.get(op, "CONSTANT")], op, tensors, in_file)
 
@@ -535,7 +536,23 @@ def _summary(network, config, shapes):
         "preview": sorted(config._preview),
         "level": getattr(config, "builder_optimization_level", None),
         "earlier_builds": len(config._cache._builds) if config._cache else None,
+        "rounded": _rounded(network, config),
     }
+
+
+def _rounded(network, config):
+    """Constants in float32 that half precision takes hold of, as nobody asked for more."""
+    names = {flag.name for flag in config._flags}
+    if network._strong or "FP16" not in names:
+        return []
+    left_alone = "OBEY_PRECISION_CONSTRAINTS" in names
+    return [
+        layer.name
+        for layer in network._layers
+        if layer.type == LayerType.CONSTANT
+        and layer._in_file == [DataType.FLOAT]
+        and not (left_alone and layer._single())
+    ]
 
 
 _MAGIC = b"ptrt"
@@ -549,6 +566,11 @@ def _plan(network, config, shapes, layers):
     symbols = _symbols(model, {name: high for name, (_, _, high) in shapes.items()})
     known = {s.dim_param for v in model.graph.input if v.name in fixed for s in v.type.tensor_type.shape.dim}
     del model.graph.value_info[:]
+    rounded = set(_rounded(network, config))
+    for entry in model.graph.initializer:
+        if entry.name in rounded:
+            values = onnx.numpy_helper.to_array(entry).astype(np.float16).astype(np.float32)
+            entry.CopyFrom(onnx.numpy_helper.from_array(values, entry.name))
     for value in (*model.graph.input, *model.graph.output):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param and size.dim_param in known:
