@@ -28,7 +28,7 @@ class CellEmbedding(nn.Module):
             nn.Conv1d(2, channels, 1), nn.BatchNorm1d(channels), nn.ReLU(), nn.Conv1d(channels, channels, 1)
         )
         x, y = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
-        centers = torch.stack([x.flatten(), y.flatten()])[None] + 0.5
+        centers = torch.stack([x.flatten(), y.flatten()], dim=1) + 0.5
         self.register_buffer("centers", centers, persistent=False)
 
     def forward(self, cells: Tensor) -> Tensor:
@@ -37,8 +37,12 @@ class CellEmbedding(nn.Module):
 
     def table(self) -> Tensor:
         """(cells, D) embedding of every cell."""
-        table: Tensor = self.position_embedding_head(self.centers)[0].T
-        return table
+        assert isinstance(self.centers, Tensor)
+        part = self.position_embedding_head.get_parameter
+        # Not as the convolutions that they are: on a GPU these round to TF32, and embeddings are in the hundreds.
+        hidden = F.linear(self.centers, part("0.weight")[:, :, 0], part("0.bias"))
+        hidden = F.relu(self.position_embedding_head[1](hidden))
+        return F.linear(hidden, part("3.weight")[:, :, 0], part("3.bias"))
 
 
 class ProposalDecoder(nn.Module):

@@ -75,7 +75,9 @@ def main(argv: list[str]) -> int:
         reference, other = (Detector(network, config, device, part) for part in (expected, found))
         count = 0
         for points in clouds_from(options, reference.model):
-            reference.detect(points)
+            # Single precision as it is said to be: by default convolutions would round to TF32 on a GPU.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                reference.detect(points)
             other.detect(points)
             _compare(result, found, expected, reference)
             result.dropped_voxels += other.num_dropped_voxels
