@@ -319,7 +319,13 @@ class PreprocessConfig:
     )
     sensor_pose: tuple[float, ...] = option(
         (),
-        help="pose of the sensor in the model's frame: x, y, z (m), roll, pitch, yaw (rad); empty: identity",
+        help="pose of the sensor above the model's origin: x, y, z (m), roll, pitch, yaw (rad) in axes x forward, y left; "
+        "empty: identity",
+    )
+    cloud_axes: Literal["model", "x_forward", "x_right"] = option(
+        "model",
+        help="axes of clouds: x forward, y left (REP 103), or x right, y forward; model: as the model's, but x forward "
+        "for ROS messages",
     )
     model_frame: str = option(
         "",

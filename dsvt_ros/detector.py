@@ -27,7 +27,7 @@ from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import fold_batch_norms
 from dsvt_ros.model.folder import open_model
-from dsvt_ros.poses import pose_matrix
+from dsvt_ros.poses import axes_matrix, pose_matrix
 from dsvt_ros.postprocess import decode, no_boxes, suppress
 from dsvt_ros.preprocess import (
     boxes_to_source,
@@ -156,8 +156,8 @@ class Detector:
             points: (N, C) columns as `model.feature_names`, in the sensor's frame; NaN rows and returns nearer than
                 `preprocess.min_range` are dropped. N may be 0. Models of several sweeps take those of `merge_sweeps`,
                 or a single one with age 0.
-            T_model_sensor: (4, 4) pose of the sensor in the model's frame for this cloud; None takes
-                `preprocess.sensor_pose`.
+            T_model_sensor: (4, 4) pose of the sensor in the model's frame for this cloud, such as `pose_in_model` makes
+                of a vehicle's; None takes `preprocess.sensor_pose` and `preprocess.cloud_axes`.
 
         Returns:
             Boxes in the frame of `points`, ordered by class, then by descending score.
@@ -167,12 +167,23 @@ class Detector:
         """
         self._clock.restart()
         pose = self._pose if T_model_sensor is None else np.asarray(T_model_sensor, np.float64)
-        find_ground = self.config.preprocess.find_ground and pose is None
+        given = T_model_sensor is not None or self.config.preprocess.sensor_pose
+        find_ground = self.config.preprocess.find_ground and not given
         with torch.inference_mode():
             cloud = self._upload(points)
             cloud, pose = self._prepare(cloud, pose, find_ground=find_ground)
             boxes = self._download(self.forward(cloud))
         return boxes_to_source(boxes, pose)
+
+    def pose_in_model(self, T_vehicle_sensor: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N803
+        """(4, 4) pose of the sensor in the model's frame from that in the vehicle's, both with axes x forward, y left.
+
+        The model's frame and the cloud may have other axes (`ModelConfig.axes`, `preprocess.cloud_axes`).
+        """
+        axes = self.config.preprocess.cloud_axes
+        cloud_axes = axes_matrix(self.model.axes if axes == "model" else axes)
+        pose: NDArray[np.float64] = axes_matrix(self.model.axes) @ T_vehicle_sensor @ np.linalg.inv(cloud_axes)
+        return pose
 
     def warm_up(self) -> None:
         """Detect in made-up clouds, so that the first real one does not wait for memory and kernels."""
@@ -226,8 +237,10 @@ class Detector:
             self._clock.enabled = enabled
 
     def _set_pose(self) -> None:
-        pose = self.config.preprocess.sensor_pose
-        self._pose = pose_matrix(pose) if pose else None
+        preprocess = self.config.preprocess
+        turned = preprocess.cloud_axes not in ("model", self.model.axes)
+        identity = not preprocess.sensor_pose and not turned
+        self._pose = None if identity else self.pose_in_model(pose_matrix(preprocess.sensor_pose))
 
     def _upload(self, points: ArrayLike | Tensor) -> Tensor:
         columns = self.model.feature_names
@@ -244,7 +257,7 @@ class Detector:
     ) -> tuple[Tensor, NDArray[np.float64]]:
         """Drop missing returns and move the rest; also gives the transform that was applied."""
         cloud = drop_missing(cloud, self.model, self.config.preprocess)
-        applied = np.eye(4) if pose is None else pose
+        applied = np.eye(4) if pose is None else pose.copy()
         if find_ground:
             applied[2, 3] = self.model.ground_z - float(ground_height(cloud))
         if pose is not None or find_ground:

@@ -26,6 +26,11 @@ def pose_matrix(pose: tuple[float, ...]) -> NDArray[np.float64]:
     return matrix
 
 
+def axes_matrix(axes: str) -> NDArray[np.float64]:
+    """(4, 4) transform from axes x forward, y left (REP 103) to ``x_forward``, the same, or ``x_right``, y forward."""
+    return pose_matrix((0.0, 0.0, 0.0, 0.0, 0.0, math.pi / 2 if axes == "x_right" else 0.0))
+
+
 def matrix_from_quaternion(position: ArrayLike, quaternion: ArrayLike) -> NDArray[np.float64]:
     """(4, 4) transform of a position, m, and a quaternion other than zero, which need not have unit length."""
     quaternion = np.asarray(quaternion, np.float64)

@@ -356,6 +356,7 @@ class DetectorNode(LifecycleNode):
             pose = None
             if self._sensor_pose is not None:
                 pose = self._sensor_pose.at(cloud.header, settings.node.input.transform_timeout_s)
+                pose = detector.pose_in_model(pose)
             boxes = detector.detect(self._with_older_sweeps(points, cloud), pose)
         except DsvtError as error:
             self._counters.failed(str(error))
@@ -505,12 +506,15 @@ def _load_detector(settings: Settings, progress: Progress) -> Detector:
             raise ConfigError(f"build_only builds TensorRT engines, which backend {backend} does not use")
         backend = "tensorrt"
 
+    overrides = dict(flatten(settings.detector))
+    if overrides["preprocess.cloud_axes"] == "model":
+        overrides["preprocess.cloud_axes"] = "x_forward"  # REP 103, whatever the model was trained in
     detector = Detector.load(
         settings.node.model,
         settings.node.weights or None,
         backend=backend,
         device=settings.node.device,
-        overrides=dict(flatten(settings.detector)),
+        overrides=overrides,
         progress=progress,
     )
     detector.warm_up()

@@ -8,12 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
 from dsvt_ros.io.clouds import Scan, open_clouds
+from dsvt_ros.poses import axes_matrix, pose_matrix
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.sweeps import MergedSweeps
 from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, load_detector
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> int:
     problem = ""
     for scan, merged in islice(merged_clouds(options, options.clouds, opened, detector), options.max_frames):
         with detector.timed_stages():
-            found = detector.detect(merged.points)
+            found = detector.detect(merged.points, _pose(scan, detector))
         frames.append(_frame(scan, merged, found, detector))
         if merged.problem != problem:
             problem = merged.problem
@@ -58,6 +61,18 @@ def main(argv: list[str]) -> int:
         options.output.write_text(json.dumps(result, indent=1) + "\n")
         console.print(f"wrote {options.output}")
     return 0
+
+
+def _pose(scan: Scan, detector: Detector) -> NDArray[np.float64] | None:
+    """Pose of the sensor in the model's frame; None leaves it to the options.
+
+    Clouds of bags are taken for x forward, as REP 103 has it, those of files for the model's own axes.
+    """
+    preprocess = detector.config.preprocess
+    if scan.message is None or preprocess.cloud_axes != "model" or detector.model.axes == "x_forward":
+        return None
+    pose: NDArray[np.float64] = axes_matrix(detector.model.axes) @ pose_matrix(preprocess.sensor_pose)
+    return pose
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
+from tiny import tiny_points, write_tiny_model
 
 from dsvt_ros import Detector
 from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
@@ -129,6 +131,47 @@ def test_pose_moves_boxes_back(weights, points):
     np.testing.assert_allclose(
         np.median(found.boxes[close, 2] + pose[2] - expected.boxes[nearest[close], 2]), 0, atol=1e-3
     )
+
+
+def turned(boxes, quarter):
+    """Boxes in axes turned by so many quarter turns: x, y, heading and velocity."""
+    angle = quarter * math.pi / 2
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    moved = boxes.astype(np.float64)
+    moved[:, :2] = moved[:, :2] @ rotation.T
+    moved[:, 7:9] = moved[:, 7:9] @ rotation.T
+    moved[:, 6] += angle
+    return moved
+
+
+@pytest.mark.parametrize("model_axes", ["x_forward", "x_right"])
+@pytest.mark.parametrize("cloud_axes", ["model", "x_forward", "x_right"])
+def test_axes_of_clouds_and_of_the_model(tmp_path, model_axes, cloud_axes):
+    """The same street in clouds of any axes gives the same boxes, each in the axes of its cloud."""
+    folder = write_tiny_model(tmp_path / "model", name="tiny_voxel")
+    description = yaml.safe_load((folder / "model.yaml").read_text())
+    description["model"]["axes"] = model_axes
+    (folder / "model.yaml").write_text(yaml.safe_dump(description))
+    plain = Detector.load(folder, backend="torch", device="cpu")
+    expected = plain.detect(tiny_points(900))  # in the model's axes
+
+    overrides = {"preprocess.cloud_axes": cloud_axes}
+    detector = Detector.load(folder, backend="torch", device="cpu", overrides=overrides)
+    # From x_forward to x_right everything turns left by a quarter: forward becomes y.
+    quarter = {"x_forward": 0, "x_right": 1, "model": {"x_forward": 0, "x_right": 1}[model_axes]}[cloud_axes]
+    quarter -= {"x_forward": 0, "x_right": 1}[model_axes]
+    seen = tiny_points(900)
+    seen[:, :2] = turned(np.pad(seen[:, :2], ((0, 0), (0, 7))), quarter)[:, :2]
+    for found in (detector.detect(seen), detector.detect(seen, detector.pose_in_model(np.eye(4)))):
+        same = turned(expected.boxes, quarter)
+        distance = np.linalg.norm(found.boxes[:, None, :3] - same[None, :, :3], axis=-1)
+        nearest = distance.argmin(1)
+        close = distance.min(1) < 1e-3  # rounding moves points across cells
+        assert close.mean() > 0.9
+        np.testing.assert_allclose(found.boxes[close][:, 7:], same[nearest[close]][:, 7:], rtol=0, atol=1e-2)
+        heading = found.boxes[close, 6] - same[nearest[close], 6]
+        assert np.median(np.abs(np.sin(heading))) < 1e-3
+        assert np.median(np.cos(heading)) > 0.99
 
 
 def test_ground_is_found_wherever_the_sensor_is(detector):

@@ -60,7 +60,7 @@ def wider_model(tmp_path_factory):
         encoder=dataclasses.replace(config.encoder, channels=(16, 24)),
         backbone_3d=dataclasses.replace(config.backbone_3d, channels=24),
     )
-    with mock.patch.object(tiny, "tiny_config", return_value=config):
+    with mock.patch.dict(tiny.TINY_CONFIGS, {"tiny": lambda: config}):
         return write_tiny_model(tmp_path_factory.mktemp("other") / "wider")
 
 
@@ -223,8 +223,8 @@ def test_unknown_engine_of_another_model(take, engines, wider_model):
     without_sidecars(engines)
     with pytest.raises(
         EngineError,
-        match=r"takes voxel_features as float32 of shape \(512, 16\), expected float32 of shape \('num_voxels', 24\): "
-        r"it is the engine of another model",
+        match=r"takes voxel_features as float32 of shape \(512, 16\), expected float32 of shape "
+        r"\('num_voxels_stage_0', 24\): it is the engine of another model",
     ):
         take(model=wider_model)
 

@@ -1,8 +1,7 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_voxel_config
 
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.voxelization import voxelize
@@ -69,7 +68,6 @@ def test_order_of_points_does_not_matter(model):
     assert torch.equal(voxelize(points, model).coords, voxelize(shuffled, model).coords)
 
 
-def test_voxels_along_z(model):
-    tall = dataclasses.replace(model, voxel_size=(0.32, 0.32, 1.5))
-    voxels = voxelize(cloud([0.1, 0.1, -1.9, 0], [0.1, 0.1, 3.9, 0]), tall)
-    assert voxels.coords[:, 1].tolist() == [0, 3]
+def test_voxels_along_z():
+    voxels = voxelize(cloud([0.1, 0.1, -1.9, 0], [0.1, 0.1, 3.9, 0]), tiny_voxel_config())  # 0.75 m high
+    assert voxels.coords[:, 1].tolist() == [0, 7]
