@@ -319,8 +319,8 @@ class PreprocessConfig:
     )
     sensor_pose: tuple[float, ...] = option(
         (),
-        help="pose of the sensor above the model's origin: x, y, z (m), roll, pitch, yaw (rad) in axes x forward, y left; "
-        "empty: identity",
+        help="pose of the sensor above the model's origin: x, y, z (m), roll, pitch, yaw (rad) in axes x forward, "
+        "y left; empty: identity",
     )
     cloud_axes: Literal["model", "x_forward", "x_right"] = option(
         "model",
