@@ -1,4 +1,4 @@
-"""The CUDA path against the CPU path, which test_waymo_pillar.py holds against the published code."""
+"""The CUDA path against the CPU path, which test_published_models.py holds against the published code."""
 
 from __future__ import annotations
 
