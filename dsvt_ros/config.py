@@ -115,6 +115,7 @@ class CenterHeadConfig:
     )
     groups: tuple[tuple[str, ...], ...] = option((), help="classes of each set of branches; empty: one set for all")
     bias_before_norm: bool = option(False, help="whether convolutions before a batch norm have a bias")
+    norm_eps: float = option(1e-3, help="epsilon of batch norms; OpenPCDet's default is 1e-5", minimum=0.0)
     type: Literal["center"] = option("center", help="kind of head")
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.config import CENTER_BRANCHES, CenterHeadConfig
-from dsvt_ros.model.bev_backbone import BN_EPS, BN_MOMENTUM
+from dsvt_ros.model.bev_backbone import BN_MOMENTUM
 from dsvt_ros.structures import CenterMaps
 
 
@@ -24,7 +24,7 @@ class SeparateHead(nn.Module):
             branch = nn.Sequential(
                 nn.Sequential(
                     nn.Conv2d(width, width, 3, padding=1, bias=config.bias_before_norm),
-                    nn.BatchNorm2d(width, eps=BN_EPS, momentum=BN_MOMENTUM),
+                    nn.BatchNorm2d(width, eps=config.norm_eps, momentum=BN_MOMENTUM),
                     nn.ReLU(inplace=True),
                 ),
                 nn.Conv2d(width, channels, 3, padding=1),
@@ -47,7 +47,7 @@ class CenterHead(nn.Module):
         width = config.shared_channels
         self.shared_conv = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1, bias=config.bias_before_norm),
-            nn.BatchNorm2d(width, eps=BN_EPS, momentum=BN_MOMENTUM),
+            nn.BatchNorm2d(width, eps=config.norm_eps, momentum=BN_MOMENTUM),
             nn.ReLU(inplace=True),
         )
         sizes = [len(group) for group in config.groups] or [num_classes]

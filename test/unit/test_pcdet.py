@@ -4,12 +4,14 @@ import dataclasses
 import io
 
 import pytest
+import torch
 import yaml
 from pcdet_yamls import WAYMO_BASE, branches, changed, custom, nuscenes, waymo, write
 from rich.console import Console
 
 from dsvt_ros.config import CenterHeadConfig
 from dsvt_ros.errors import ConfigError
+from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.model.pcdet.files import write_origin
 from dsvt_ros.model.pcdet.reader import read_pcdet
@@ -62,6 +64,15 @@ def test_a_model_of_ones_own(tmp_path):
     assert (post.nms_classes, post.nms_iou, post.max_boxes, post.max_candidates) == ("group", (0.3,), (), 40)
     assert post.iou_rectifier == ()
     assert any("CustomDataset" in remark for remark in found.pcdet.remarks)
+
+
+def test_upstream_default_of_a_missing_epsilon(tmp_path):
+    """Published configurations set 0.001; without it, OpenPCDet trains with 1e-5."""
+    given = open_model(write(tmp_path / "own.yaml", changed(waymo(), f"{HEAD}.BN_EPS", 0.002)))
+    missing = open_model(write(tmp_path / "other.yaml", changed(waymo(), f"{HEAD}.BN_EPS", None)))
+    assert (given.model.head.norm_eps, missing.model.head.norm_eps) == (0.002, 1e-5)
+    norms = [part for part in DSVT(missing.model).dense_head.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {1e-5}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +221,6 @@ WAYMO_REFUSED = [
     (f"{HEAD}.NAME", "AnchorHeadSingle", f"{HEAD}.NAME is AnchorHeadSingle and must be CenterHead"),
     (f"{HEAD}.CLASS_AGNOSTIC", True, f"{HEAD}.CLASS_AGNOSTIC is True"),
     (f"{HEAD}.NUM_HM_CONV", 3, f"{HEAD}.NUM_HM_CONV is 3 and must be 2"),
-    (f"{HEAD}.BN_EPS", None, f"{HEAD}.BN_EPS is 1e-5, upstream default, and must be 0.001"),
     (f"{HEAD}.BN_EPS", "1e-3", f"{HEAD}.BN_EPS must be a number, got '1e-3'"),
     (f"{HEAD}.UPSAMPLE", 2, f"{HEAD}.UPSAMPLE is 2 and must be 1"),
     (f"{HEAD}.SEPARATE_HEAD_CFG.HEAD_DICT.iou.num_conv", 3, r"HEAD_DICT.iou.num_conv is 3 and must be 2"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsvt_ros.config import CENTER_BRANCHES, PROPOSAL_BRANCHES
-from dsvt_ros.model.bev_backbone import BN_EPS
 from dsvt_ros.model.pcdet.section import Section
 from dsvt_ros.model.pcdet.translation import Translation
 
@@ -24,8 +23,7 @@ def translate_center_head(out: Translation, head: Section, class_names: list[str
     """CenterHead and its post-processing."""
     head.only("CLASS_AGNOSTIC", False)
     head.only("UPSAMPLE", 1, default=1)
-    if head.number("BN_EPS", default=1e-5) != BN_EPS:
-        raise head.error("BN_EPS", f"is {head.get('BN_EPS', '1e-5, upstream default,')} and must be {BN_EPS}")
+    out.put("model.head.norm_eps", head.number("BN_EPS", default=1e-5), head, "BN_EPS")
     branches = _branches(head, CENTER_BRANCHES, "hm")
     out.put("model.head.type", "center", head, "NAME")
     out.put("model.head.branches", branches, head, "SEPARATE_HEAD_CFG")
