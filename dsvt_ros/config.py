@@ -194,6 +194,8 @@ class ModelConfig:
         if self.sweeps > 1 and AGE not in names:
             raise ConfigError(f"a model of {self.sweeps} sweeps needs a feature {AGE}; it has {', '.join(names)}")
         backbone = self.backbone_3d
+        if not self.encoder.channels or not self.backbone_2d.blocks:
+            raise ConfigError("encoder.channels and the lists of backbone_2d must not be empty")
         if backbone.channels != self.encoder.channels[-1]:
             raise ConfigError(
                 f"backbone_3d.channels ({backbone.channels}) must equal the encoder's last channels "

@@ -13,6 +13,7 @@ from dsvt_ros.config import (
     with_overrides,
 )
 from dsvt_ros.errors import ConfigError
+from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import embedded_models, open_model
 
 
@@ -69,6 +70,17 @@ def test_embedded_models_are_valid(name):
     assert folder.model.stage_grids[-1][2] == 1
 
 
+def test_kitti_has_the_sizes_of_waymo():
+    """468 x 468 pillars by rounding, four features, and everything behind the first layer as for Waymo."""
+    model = open_model("kitti_pillar").model
+    assert model.grid_size == (468, 468, 1)
+    shapes = {key: tuple(value.shape) for key, value in DSVT(model).state_dict().items()}
+    waymo = {key: tuple(value.shape) for key, value in DSVT(open_model("waymo_pillar").model).state_dict().items()}
+    assert shapes.pop("vfe.pfn_layers.0.linear.weight") == (96, 10)
+    assert waymo.pop("vfe.pfn_layers.0.linear.weight") == (96, 11)
+    assert shapes == waymo
+
+
 def test_grid_is_rounded_and_checked():
     model = open_model("waymo_pillar").model
     assert model.grid_size == (468, 468, 1), "int(149.76 / 0.32) would be 467"
@@ -84,6 +96,7 @@ def test_grid_is_rounded_and_checked():
         ({"features": [{"name": "x"}, {"name": "z"}, {"name": "y"}]}, "start with x, y, z"),
         ({"class_nams": []}, "did you mean model.class_names"),
         ({"encoder": {"channels": [64, 32]}}, "must equal"),
+        ({"encoder": {"channels": []}}, "encoder.channels and the lists of backbone_2d must not be empty"),
         ({"voxel_size": [0.32, 0.32]}, "needs 3 values"),
         ({"sweeps": 10}, "a model of 10 sweeps needs a feature time; it has x, y, z, intensity"),
         ({"sweeps": 0}, "at least 1"),
