@@ -44,7 +44,9 @@ def bev_intersection(first: Tensor, second: Tensor) -> Tensor:
     origin = first[:, :2]
     first = torch.cat([torch.zeros_like(origin), first[:, 2:]], dim=1)
     second = torch.cat([second[:, :2] - origin, second[:, 2:3], second[:, 3:6] + 2 * EDGE_MARGIN_M, second[:, 6:]], 1)
-    return (0.5 * (_clipped_cross(first, second) + _clipped_cross(second, first))).clamp_min(0)
+    # Both ways in one call: on a GPU the number of operations counts, not their size.
+    one_way, other_way = _clipped_cross(torch.cat([first, second]), torch.cat([second, first])).chunk(2)
+    return (0.5 * (one_way + other_way)).clamp_min(0)
 
 
 def _clipped_cross(boxes: Tensor, clip: Tensor) -> Tensor:
@@ -94,10 +96,15 @@ def iou_matrix(first: Tensor, second: Tensor, *, bev: bool) -> Tensor:
 
     Only pairs whose circumscribed circles meet are computed.
     """
-    radius = torch.linalg.vector_norm(first[:, 3:5], dim=1) / 2
-    other_radius = torch.linalg.vector_norm(second[:, 3:5], dim=1) / 2
-    distance = torch.cdist(first[:, :2], second[:, :2])
-    i, j = (distance < radius[:, None] + other_radius[None]).nonzero(as_tuple=True)
+    i, j = circles_meet(first, second).nonzero(as_tuple=True)
     iou = first.new_zeros(len(first), len(second))
     iou[i, j] = (bev_iou_pairs if bev else iou_3d_pairs)(first[i], second[j])
     return iou
+
+
+def circles_meet(first: Tensor, second: Tensor) -> Tensor:
+    """(M, K) bool, whether the circumscribed circles of (M, 7) and (K, 7) boxes meet: others do not overlap."""
+    radius = torch.linalg.vector_norm(first[:, 3:5], dim=1) / 2
+    other_radius = torch.linalg.vector_norm(second[:, 3:5], dim=1) / 2
+    meet: Tensor = torch.cdist(first[:, :2], second[:, :2]) < radius[:, None] + other_radius[None]
+    return meet

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dsvt_ros.box_geometry import iou_matrix
+from dsvt_ros.box_geometry import bev_iou_pairs, circles_meet
 from dsvt_ros.config import CenterHeadConfig, ModelConfig, PostprocessConfig
+from dsvt_ros.constants import constant
 from dsvt_ros.structures import CenterMaps, DeviceBoxes, HeadMaps, ProposalMaps
 
 
@@ -31,8 +32,8 @@ def decode(maps: HeadMaps, model: ModelConfig, config: PostprocessConfig, cloud:
     boxes, score, label, iou = found
     keep = score > config.score_threshold
     if config.center_range:
-        limits = score.new_tensor(config.center_range)
-        keep &= ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
+        low, high = constant(config.center_range[:3], boxes), constant(config.center_range[3:], boxes)
+        keep &= ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)
     if config.iou_rectifier and iou is not None:
         weight = _per_class(config.iou_rectifier, model, score)[label]
         score = score ** (1 - weight) * ((iou + 1) / 2).clamp(0, 1) ** weight
@@ -51,24 +52,24 @@ def _peaks(maps: CenterMaps, model: ModelConfig, config: PostprocessConfig, clou
     groups = class_groups(model)
     heatmap = maps.heatmap[cloud].float().sigmoid()
     _, rows, columns = heatmap.shape
-    corner = heatmap.new_tensor(model.point_cloud_range[:2])
-    step = heatmap.new_tensor(model.voxel_size[:2]) * model.output_stride
+    corner, step = _corner_and_step(model, heatmap)
     parts: list[list[Tensor]] = []
     for group, scores in enumerate(torch.split(heatmap, [len(classes) for classes in groups])):
         score, index = torch.topk(scores.flatten(), min(config.max_candidates, scores.numel()))
         cell = index % (rows * columns)
+        row, column = cell // columns, cell % columns
 
-        def at_peaks(values: Tensor, group: int = group, cell: Tensor = cell) -> Tensor:
+        def at_peaks(values: Tensor, group: int = group, row: Tensor = row, column: Tensor = column) -> Tensor:
             """(M, n) values of the group's channels."""
-            return values[cloud].float().flatten(1).chunk(len(groups))[group][:, cell].T
+            return values[cloud].chunk(len(groups))[group][:, row, column].T.float()
 
-        position = torch.stack([cell % columns, cell // columns], dim=1) + at_peaks(maps.center)
+        position = torch.stack([column, row], dim=1) + at_peaks(maps.center)
         rotation = at_peaks(maps.rot)
         columns_of_box = [position * step + corner, at_peaks(maps.center_z), at_peaks(maps.dim).exp()]
         columns_of_box.append(torch.atan2(rotation[:, 1], rotation[:, 0])[:, None])
         if maps.vel is not None:
             columns_of_box.append(at_peaks(maps.vel))
-        label = index.new_tensor(groups[group])[index // (rows * columns)]
+        label = constant(groups[group], index)[index // (rows * columns)]
         part = [torch.cat(columns_of_box, dim=1), score, label]
         parts.append(part if maps.iou is None else [*part, at_peaks(maps.iou)[:, 0]])
     boxes, score, label, *iou = (torch.cat(values) for values in zip(*parts, strict=True))
@@ -87,10 +88,10 @@ def _proposals(maps: ProposalMaps, model: ModelConfig, cloud: int) -> _Candidate
 
     _, rows = model.map_size
     position = torch.stack([cell // rows, cell % rows], dim=1) + 0.5 + values(maps.center)
-    step = score.new_tensor(model.voxel_size[:2]) * model.output_stride
+    corner, step = _corner_and_step(model, score)
     size, rotation = values(maps.dim).exp(), values(maps.rot)
     columns_of_box = [
-        position * step + score.new_tensor(model.point_cloud_range[:2]),
+        position * step + corner,
         values(maps.height) - size[:, 2:] / 2,
         size,
         torch.atan2(rotation[:, 0], rotation[:, 1])[:, None],
@@ -98,6 +99,12 @@ def _proposals(maps: ProposalMaps, model: ModelConfig, cloud: int) -> _Candidate
     if maps.vel is not None:
         columns_of_box.append(values(maps.vel))
     return torch.cat(columns_of_box, dim=1), score, label, None if maps.iou is None else values(maps.iou)[:, 0]
+
+
+def _corner_and_step(model: ModelConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Corner and cell size of the head's maps in x and y, m."""
+    step = constant(model.voxel_size[:2], like) * model.output_stride
+    return constant(model.point_cloud_range[:2], like), step
 
 
 def class_groups(model: ModelConfig) -> list[list[int]]:
@@ -130,7 +137,9 @@ def suppress(candidates: DeviceBoxes, model: ModelConfig, config: PostprocessCon
     rivals = labels[rows] if config.nms_classes == "own" else _group_of_class(model, labels)[labels[rows]]
     better = rank[:, None] < rank[None]
     same = rivals[:, None] == rivals[None]
-    suppresses = better & same & (iou_matrix(turned, turned, bev=True) > limit)
+    suppresses = better & same & circles_meet(turned, turned)
+    i, j = suppresses.nonzero(as_tuple=True)
+    suppresses[i, j] = bev_iou_pairs(turned[i], turned[j]) > limit[j]
     keep = keep.clone()
     keep[rows] = _greedy(suppresses)
     if config.max_boxes:
@@ -154,7 +163,7 @@ def _rank(labels: Tensor, keep: Tensor) -> Tensor:
 def _group_of_class(model: ModelConfig, like: Tensor) -> Tensor:
     """(classes,) number of each class's group."""
     group_of = {label: number for number, group in enumerate(class_groups(model)) for label in group}
-    return like.new_tensor([group_of[label] for label in range(len(model.class_names))])
+    return constant([group_of[label] for label in range(len(model.class_names))], like)
 
 
 def _greedy(suppresses: Tensor) -> Tensor:
@@ -163,14 +172,15 @@ def _greedy(suppresses: Tensor) -> Tensor:
     A box survives if no survivor removes it. Repeating that from "all survive" settles box after box, at the latest
     after M rounds; chains of overlaps are short, so a few suffice.
     """
-    alive = torch.ones(len(suppresses), dtype=torch.bool, device=suppresses.device)
+    alive = survivors = torch.ones(len(suppresses), dtype=torch.bool, device=suppresses.device)
     while True:
-        survivors = ~(suppresses & alive[:, None]).any(0)
+        # Asking whether all are settled makes the host wait for a GPU; a few rounds too many take less time.
+        for _ in range(4):
+            alive, survivors = survivors, ~(suppresses & survivors[:, None]).any(0)
         if torch.equal(survivors, alive):
             return alive
-        alive = survivors
 
 
 def _per_class(values: Sequence[float], model: ModelConfig, like: Tensor) -> Tensor:
     """(classes,) tensor of a per-class option, where one value may stand for all."""
-    return like.new_tensor(values).expand(len(model.class_names))
+    return constant(values, like).expand(len(model.class_names))

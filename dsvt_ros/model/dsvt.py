@@ -38,7 +38,7 @@ class DSVT(nn.Module):
     def forward(self, voxels: Voxels) -> HeadMaps:
         """Voxels of B clouds to the head's maps; the order of steps is that of `Detector.forward`."""
         features = self.vfe(voxels)
-        partition = partition_sets(voxels.coords, self.config)
+        partition = partition_sets(voxels.coords, self.config, voxels.batch_size)
         features = self.backbone_3d(features, partition)
         bev = scatter_bev(features, partition.coords, self.config.grid_size, voxels.batch_size)
         maps: HeadMaps = self.dense_head(self.backbone_2d(bev))

@@ -61,7 +61,8 @@ class PillarEncoder(nn.Module):
     def point_features(self, voxels: Voxels) -> Tensor:
         """(N, C + 6): the point's columns, its offset from the voxel's mean and from the voxel's centre."""
         xyz, index = voxels.points[:, :3], voxels.voxel_of_point
-        count = torch.bincount(index, minlength=len(voxels)).to(xyz.dtype)
+        # Not bincount, for which the host waits on a GPU.
+        count = xyz.new_zeros(len(voxels)).scatter_add_(0, index, xyz.new_ones(1).expand(len(xyz)))
         mean = xyz.new_zeros(len(voxels), 3).index_add(0, index, xyz) / count[:, None]
         assert isinstance(self.voxel_size, Tensor)
         assert isinstance(self.first_center, Tensor)

@@ -107,6 +107,18 @@ def test_geometries_differ_as_the_release_does(model):
     assert int(suppress(pair, model, released).keep.sum()) == 2
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 30])
+def test_a_chain_of_overlaps(model, count):
+    """Boxes in a row, each overlapping the next: every second one survives, whatever the length."""
+    boxes = torch.tensor([[3.0 * i, 0, 0, 4, 2, 1.5, 0] for i in range(count)])
+    candidates = DeviceBoxes(
+        boxes, torch.linspace(0.9, 0.1, count), torch.zeros(count, dtype=torch.int64), torch.ones(count).bool()
+    )
+    assert suppress(candidates, model, PostprocessConfig(nms_iou=(0.1,))).keep.tolist() == [
+        i % 2 == 0 for i in range(count)
+    ]
+
+
 def test_nothing_to_suppress(model):
     none = random_candidates(0, 0)
     assert len(suppress(none, model, PostprocessConfig()).boxes) == 0

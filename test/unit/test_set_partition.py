@@ -68,7 +68,7 @@ def published_sets(coords, window, offset, set_size, order, grid=GRID):
 @given(st.integers(0, 10**6), st.integers(1, 900), st.integers(1, 40), st.integers(1, 3))
 def test_agrees_with_the_paper(seed, count, set_size, batch):
     coords = random_coords(seed, count, batch)
-    assert_published(coords, partition_sets(coords, model(set_size)).stages[0], model(set_size), 0)
+    assert_published(coords, partition_sets(coords, model(set_size), batch).stages[0], model(set_size), 0)
 
 
 def assert_published(coords, stage, config, number):
@@ -102,7 +102,7 @@ def test_stages_and_pooling(seed, count, set_size, batch):
     assert config.stage_grids == ((48, 40, 8), (48, 40, 2), (48, 40, 1))
     assert config.backbone_3d.shifts == ((0, 1, 0), (1,), (0,))
     coords = random_coords(seed, count, batch, TALL_GRID)
-    partition = partition_sets(coords, config)
+    partition = partition_sets(coords, config, batch)
     for number, stage in enumerate(partition.stages):
         assert_published(coords, stage, config, number)
         if stage.pooling is None:
