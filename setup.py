@@ -13,6 +13,7 @@ extras = {
     "torch": ["torch>=2.1"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.17", "onnxscript>=0.5"],  # exporting needs torch 2.6 or later
     "tensorrt": ["tensorrt>=8.5"],
+    "triton": ["triton>=3.6"],
     "bags": ["rosbags>=0.10"],
     "argoverse": ["pyarrow>=12"],
     "plot": ["matplotlib>=3.5"],

@@ -115,7 +115,7 @@ class Detector:
         Args:
             model: Name of an embedded model, a model folder or its ``model.yaml``.
             weights: Weights file (``.safetensors`` or a pcdet ``.pth``); None takes the model folder's own.
-            backend: ``auto``, ``torch``, ``onnxruntime`` or ``tensorrt``.
+            backend: ``auto``, ``torch``, ``triton``, ``onnxruntime`` or ``tensorrt``.
             device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             overrides: Dotted keys of `DetectorConfig`, such as ``{"postprocess.score_threshold": 0.3}``.
             progress: Told how long preparations go on, such as building engines; may raise to stop them.

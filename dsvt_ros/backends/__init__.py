@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dsvt_ros.structures import HeadMaps, SetPartition
 
 # The one list of what a user may ask for; `auto` leaves the choice to `backends.choice`.
-Backend = Literal["auto", "torch", "onnxruntime", "tensorrt"]
+Backend = Literal["auto", "torch", "triton", "onnxruntime", "tensorrt"]
 BACKENDS: tuple[str, ...] = typing.get_args(Backend)
 
 # Told what is being done that takes time and, where it is known, which share of it is done; may raise to stop it.

@@ -59,6 +59,11 @@ def open_networks(
         from dsvt_ros.backends.tensorrt.load import load_networks as load_tensorrt
 
         networks, origin = load_tensorrt(Source(network, folder, weights, device, config), progress)
+    elif backend == "triton":
+        from dsvt_ros.backends.triton import TritonNetworks
+
+        progress("compiling the kernels", None)
+        networks, origin = TritonNetworks(network), ""
     else:
         networks, origin = TorchNetworks(network), ""
     reason = f"{asked_for}; {origin}" if origin else asked_for

@@ -37,7 +37,7 @@ def versions(backends: Iterable[str]) -> dict[str, str]:
         "numpy": np.__version__,
     }
     names = {name.split()[0] for name in backends}
-    for name in ("onnxruntime", "tensorrt"):
+    for name in ("onnxruntime", "tensorrt", "triton"):
         if name in names:
             found[name] = importlib.import_module(name).__version__
     return found

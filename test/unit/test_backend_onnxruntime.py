@@ -239,7 +239,7 @@ def test_auto_says_what_it_chose(source, caplog):
 
 
 def test_unknown_backend(source):
-    with pytest.raises(ConfigError, match="one of auto, torch, onnxruntime, tensorrt; got 'trt'"):
+    with pytest.raises(ConfigError, match="one of auto, torch, triton, onnxruntime, tensorrt; got 'trt'"):
         Detector.load(source, backend="trt", device="cpu")
 
 
