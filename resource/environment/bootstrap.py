@@ -240,9 +240,18 @@ def install_pinned(sections: Iterable[str]) -> None:
 
 
 def install_torch() -> None:
-    """Installs PyTorch with whatever its build needs on this platform, such as CUDA libraries."""
+    """Installs PyTorch with whatever its build needs on this platform, such as CUDA libraries and their Triton."""
+    pins = VENV / "constraints.txt"
+    lines = [r for section in ("build", "core", "torch", "dev", "ros") for r in requirements(section)]
+    pins.write_text("\n".join(lines), encoding="utf-8")
     index = ["--extra-index-url", TORCH_INDEX] if TORCH_INDEX else []
-    pip("install", "--constraint", str(LOCK), *index, *requirements("torch"))
+    pip("install", "--constraint", str(pins), *index, *requirements("torch"))
+
+
+def install_triton() -> None:
+    """Installs Triton beside a PyTorch for CPUs; those for CUDA came with the one that they need."""
+    if not in_venv("import triton; print(1)"):
+        pip("install", "--no-deps", *requirements("triton"))
 
 
 def install_missing() -> None:
@@ -357,6 +366,8 @@ def bootstrap() -> None:
         if not WITHOUT_TORCH:
             index = TORCH_INDEX or "DSVT_TORCH_INDEX_URL can name an index of smaller builds"
             steps += [("torch", f"PyTorch ({index})", digest(*torch), install_torch)]
+            if wheels:
+                steps += [("triton", "Triton", digest(*torch, *requirements("triton")), install_triton)]
     if wheels:
         wanted = digest(LOCK, MESSAGES_SETUP, MESSAGES)
         steps += [("messages", "vision_msgs, generated and compiled", wanted, build_messages)]
