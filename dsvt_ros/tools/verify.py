@@ -17,6 +17,7 @@ from dsvt_ros.backends import Networks
 from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session, require_onnxruntime
 from dsvt_ros.backends.tensorrt.load import Source, load_networks, require_gpu
 from dsvt_ros.backends.torch import TorchNetworks
+from dsvt_ros.backends.triton import TritonNetworks, require_triton
 from dsvt_ros.comparison import BoxDifference, boxes_from_maps, common_proposals, map_differences
 from dsvt_ros.config import parse_assignment, with_overrides
 from dsvt_ros.detector import Detector, choose_device
@@ -60,7 +61,6 @@ def main(argv: list[str]) -> int:
     network = network.to(device).eval().requires_grad_(False)
     config = with_overrides(folder.defaults, dict(parse_assignment(text) for text in options.overrides))
     config.check_against(folder.model)
-    limits = limits_from(options, manifest.precision)
 
     # Those of the folder, whatever its defaults say.
     engine = dataclasses.replace(config.engine, precision=manifest.precision)  # type: ignore[arg-type]
@@ -68,7 +68,8 @@ def main(argv: list[str]) -> int:
 
     results = []
     for backend, networks in _backends(options.backends, manifest, source, console):
-        result = Result(backend, manifest.precision, limits, {}, BoxDifference())
+        limits = limits_from(options, networks.precision)
+        result = Result(backend, networks.precision, limits, {}, BoxDifference())
         # The reference drops the same voxels where the exported network has no room for all.
         expected = Recorder(TorchNetworks(network), networks.max_voxels)
         found = Recorder(networks, networks.max_voxels)
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> int:
 COMPARED: dict[str, Callable[[torch.device], object]] = {
     "onnxruntime": require_onnxruntime,
     "tensorrt": require_gpu,
+    "triton": require_triton,
 }
 
 
@@ -170,6 +172,8 @@ def _backends(
     for name in available:
         if name == "onnxruntime":
             yield _onnxruntime(manifest, source)
+        elif name == "triton":
+            yield name, TritonNetworks(source.network)  # of the folder's weights; in fp16 whatever the precision
         else:
             with terminal_progress(console) as progress:
                 networks, _ = load_networks(source, progress)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fakes.machine import assert_alike
-from tiny import TINY_CONFIGS, randomize, tiny_config, tiny_network, write_tiny_model
+from tiny import TINY_CONFIGS, randomize, tiny_config, tiny_network, tiny_points, write_tiny_model
 
 from dsvt_ros import Detector
 from dsvt_ros.backends.torch import TorchNetworks
@@ -21,6 +23,7 @@ from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import named_maps, partition_from_tensors, sparse_specs, tensors_for
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.set_partition import partition_sets
+from dsvt_ros.tools.cli import main as dsvt
 from dsvt_ros.voxelization import voxelize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -236,3 +239,18 @@ def test_weights_beyond_float16():
     network.backbone_3d.get_submodule("stage_0.0.encoder_list.0.win_attn.linear1").weight[0, 0] = 1e5
     with pytest.raises(EngineError, match=r"up to 1e\+05, beyond the range of float16"):
         TritonNetworks(network)
+
+
+# ---------------------------------------------------------------------------------------------------------- dsvt verify
+
+
+@needs_triton
+def test_verify(tmp_path, capsys):
+    model = write_tiny_model(tmp_path / "model")
+    exported, cloud, report = (str(tmp_path / name) for name in ("exported", "cloud.npy", "report.json"))
+    np.save(cloud, tiny_points(20))
+    assert dsvt(["export", "--model", str(model), "--output", exported]) == 0
+    options = ["--cloud", cloud, "--backends", "triton", "--device", DEVICE, "--output", report]
+    assert dsvt(["verify", exported, *options]) == 0, capsys.readouterr().out
+    (result,) = json.loads(Path(report).read_text())["results"]
+    assert (result["backend"], result["precision"], result["limits"]["max_error"]) == ("triton", "fp16", 0.1)
