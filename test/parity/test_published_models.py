@@ -59,6 +59,8 @@ def test_boxes_of_the_release(name, tmp_path):
     np.testing.assert_allclose(found.scores[nearest], published.arrays["scores"], rtol=0, atol=1e-3)
     np.testing.assert_allclose(found.boxes[nearest], published.arrays["boxes"], rtol=0, atol=1e-3)
 
+    if name == "waymo_voxel":  # its head is that of waymo_pillar
+        return
     detector.configure({"postprocess.nms_geometry": "exact"})
     exact = detector.detect(published.points)
     # The turned boxes are a quirk of CenterHead's suppression alone.
