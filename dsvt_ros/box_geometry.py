@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsvt_ros.constants import constant
+
 # One box of a pair is grown by this much on every side, so that edges of equal or touching boxes never coincide: on
 # a shared edge, rounding would decide whether it counts once, twice or not at all.
 EDGE_MARGIN_M = 1e-4
@@ -19,7 +21,7 @@ def bev_corners(boxes: Tensor) -> Tensor:
     Returns:
         (..., 4, 2) x and y.
     """
-    signs = boxes.new_tensor([[0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]])
+    signs = constant((0.5, 0.5, -0.5, 0.5, -0.5, -0.5, 0.5, -0.5), boxes).view(4, 2)
     local = signs * boxes[..., None, 3:5]
     cos, sin = torch.cos(boxes[..., 6, None]), torch.sin(boxes[..., 6, None])
     x = local[..., 0] * cos - local[..., 1] * sin
@@ -56,18 +58,18 @@ def _clipped_cross(boxes: Tensor, clip: Tensor) -> Tensor:
     cos, sin = torch.cos(clip[:, 6]), torch.sin(clip[:, 6])
     rotation = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 1, 2, 2)
     local_start = (rotation @ (start - clip[:, None, :2])[..., None])[..., 0]
-    local_end = (rotation @ (end - clip[:, None, :2])[..., None])[..., 0]
     half = clip[:, None, 3:5] / 2
 
     # Liang-Barsky: the share [enter, leave] of each edge between the two lines of each axis.
-    delta = local_end - local_start
+    delta = torch.roll(local_start, -1, dims=1) - local_start
     parallel = delta.abs() < 1e-9
-    safe = torch.where(parallel, torch.ones_like(delta), delta)
+    safe = delta.masked_fill(parallel, 1.0)
     at_low, at_high = (-half - local_start) / safe, (half - local_start) / safe
     enter, leave = torch.minimum(at_low, at_high), torch.maximum(at_low, at_high)
     between = local_start.abs() <= half
-    enter = torch.where(parallel, torch.where(between, 0.0, 2.0), enter).amax(-1).clamp(0, 1)
-    leave = torch.where(parallel, torch.where(between, 1.0, -1.0), leave).amin(-1).clamp(0, 1)
+    inside, outside = parallel & between, parallel & ~between
+    enter = enter.masked_fill(inside, 0.0).masked_fill(outside, 2.0).amax(-1).clamp(0, 1)
+    leave = leave.masked_fill(inside, 1.0).masked_fill(outside, -1.0).amin(-1).clamp(0, 1)
 
     edge = end - start
     a, b = start + enter[..., None] * edge, start + leave[..., None] * edge

@@ -7,11 +7,13 @@ window after window, says where in that order each of them goes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from dsvt_ros.config import Cells, ModelConfig
+from dsvt_ros.config import ModelConfig, StageConfig
 from dsvt_ros.structures import Pooling, SetPartition, StagePartition, VoxelSets
 
 
@@ -30,141 +32,159 @@ def partition_sets(coords: Tensor, model: ModelConfig, batch_size: int = 1) -> S
     """
     backbone = model.backbone_3d
     stages = []
-    for number, (stage, grid) in enumerate(zip(backbone.stages, model.stage_grids, strict=True)):
-        places = [
-            _place(coords, batch_size, grid, window, offset)
-            for window, offset in zip(stage.windows, stage.offsets, strict=True)
-        ]
-        layouts = {shift: _lay_out(places[shift], stage.set_size) for shift in sorted(set(backbone.shifts[number]))}
-        pools = number < len(backbone.stages) - 1
-        opens = _opens_pool(coords, stage.pool_z) if pools else None
+    for number, (stage, (nx, ny, nz)) in enumerate(zip(backbone.stages, model.stage_grids, strict=True)):
+        shifts = tuple(sorted(set(backbone.shifts[number])))
+        layout = _lay_out(stage, shifts, (batch_size, nz, ny, nx), coords.device)
+        places = _place(coords, layout, stage.set_size)
+        opens = _opens_pool(coords, stage.pool_z) if number < len(backbone.stages) - 1 else None
 
-        totals = [layout.num_sets for layout in layouts.values()] + ([] if opens is None else [opens.sum()])
-        counts = torch.stack(totals).tolist()
-        sets = {
-            shift: _fill_sets(places[shift], layout, num_sets)
-            for (shift, layout), num_sets in zip(layouts.items(), counts, strict=False)
-        }
+        counts = torch.stack([*places.last_sets, *([] if opens is None else [opens.sum()])]).tolist()
+        sets = dict(zip(shifts, _fill_sets(places, counts[: len(shifts)], stage.set_size), strict=True))
         pooling = None
         if opens is not None:
             pooling, coords = _pool(coords, opens, counts[-1], stage.pool_z)
-        stages.append(StagePartition((places[0].cell, places[1].cell), (sets.get(0), sets.get(1)), pooling))
+        stages.append(StagePartition((places.cells[0], places.cells[1]), (sets.get(0), sets.get(1)), pooling))
     return SetPartition(tuple(stages), coords)
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where voxels lie under one window shift.
+class _Layout:
+    """Where the cells of a grid lie under the K window shifts that a stage uses.
+
+    Windows count through all clouds and shifts, and so do columns of cells, window after window.
 
     Attributes:
-        num_windows: Windows of all clouds, empty ones too.
-        columns: Columns of cells in a window.
-        height: Cells of the grid along z.
-        window: (V,) int64 window of each voxel; windows count by batch, x, y, z.
-        by_y: (V,) int64 column in the window, ``y * wx + x``.
-        by_x: (V,) int64 column in the window, ``x * wy + y``.
-        cell: (V,) int64 cell in the window, ``(z * wy + y) * wx + x``.
+        tables: By axis of ``(batch, z, y, x)`` an (R, cells) int64 table, or None where it would hold zeros. The place
+            of a voxel is the sum of what they hold for its coordinates; row by row: its cell in its window under both
+            shifts; for each used shift its window; its column, where those of a window go by y, x; and its column,
+            where they go by x, y, which count on after all the others.
+        windows: For each used shift, how many windows there are, empty ones too.
+        columns: For each used shift, the columns of all its windows.
+        columns_in_window: For each used shift, the columns of one window.
     """
 
-    num_windows: int
-    columns: int
-    height: int
-    window: Tensor
-    by_y: Tensor
-    by_x: Tensor
-    cell: Tensor
+    tables: tuple[Tensor | None, ...]
+    windows: tuple[int, ...]
+    columns: tuple[int, ...]
+    columns_in_window: tuple[int, ...]
 
 
-def _place(coords: Tensor, batch_size: int, grid: Cells, window: Cells, offset: Cells) -> _Place:
-    wx, wy, wz = window
-    # A window as tall as the grid is never shifted in z: there is nothing to pair it with.
-    offset = (offset[0], offset[1], offset[2] if wz < grid[2] else 0)
-    nx, ny, nz = (-(-(cells + shift) // size) for cells, shift, size in zip(grid, offset, window, strict=True))
-    batch, z, y, x = coords.long().unbind(1)
-    window_x, x = _divide(x, offset[0], wx)
-    window_y, y = _divide(y, offset[1], wy)
-    window_of_voxel = (batch * nx + window_x) * ny + window_y
-    by_y, by_x = y * wx + x, x * wy + y
-    cell = by_y
-    if grid[2] > 1:
-        window_z, z = _divide(z, offset[2], wz)
-        window_of_voxel = window_of_voxel * nz + window_z
-        cell = z * (wy * wx) + by_y
-    return _Place(batch_size * nx * ny * nz, wx * wy, grid[2], window_of_voxel, by_y, by_x, cell)
-
-
-def _divide(values: Tensor, offset: int, size: int) -> tuple[Tensor, Tensor]:
-    """Quotient and remainder of ``(values + offset) / size``."""
-    values = values + offset
-    quotient = values // size
-    return quotient, values - quotient * size
+@cache  # some kilobytes for each stage of a model; captured CUDA graphs read them where they are
+@torch.inference_mode(False)  # so that training may use them too
+def _lay_out(
+    stage: StageConfig, shifts: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device
+) -> _Layout:
+    # Rows as they are by axis; what belongs to no axis is added to the last one.
+    cells: list[tuple[Tensor, ...]] = []
+    window_of: list[tuple[Tensor, ...]] = []
+    by_y: list[tuple[Tensor, ...]] = []
+    by_x: list[tuple[Tensor, ...]] = []
+    windows: list[int] = []
+    columns: list[int] = []
+    columns_in_window: list[int] = []
+    for shift, ((wx, wy, wz), offset) in enumerate(zip(stage.windows, stage.offsets, strict=True)):
+        batch, z, y, x = (torch.arange(cells_along) for cells_along in shape)
+        # A window as tall as the grid is never shifted in z: there is nothing to pair it with.
+        x, y, z = x + offset[0], y + offset[1], z + (offset[2] if wz < shape[1] else 0)
+        nx, ny, nz = (int(last[-1]) // size + 1 for last, size in ((x, wx), (y, wy), (z, wz)))
+        window = (batch * (nx * ny * nz), z // wz, y // wy * nz, x // wx * (ny * nz))
+        b_column, z_column, y_column, x_column = (part * (wx * wy) for part in window)
+        x, y, z = x % wx, y % wy, z % wz
+        cells.append((0 * batch, z * (wy * wx), y * wx, x))
+        if shift in shifts:
+            window_of.append((*window[:3], window[3] + sum(windows)))
+            x_column = x_column + sum(columns)
+            by_y.append((b_column, z_column, y_column + y * wx, x_column + x))
+            by_x.append((b_column, z_column, y_column + y, x_column + x * wy))
+            windows.append(shape[0] * nx * ny * nz)
+            columns.append(windows[-1] * wx * wy)
+            columns_in_window.append(wx * wy)
+    by_x = [(*others, last + sum(columns)) for *others, last in by_x]
+    tables = [torch.stack(parts) for parts in zip(*cells, *window_of, *by_y, *by_x, strict=True)]
+    kept = [table.to(device) if table.any() or axis == 3 else None for axis, table in enumerate(tables)]
+    return _Layout(tuple(kept), tuple(windows), tuple(columns), tuple(columns_in_window))
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """How the voxels of one window shift are divided into sets of L slots.
+class _Places:
+    """Where voxels go, shift after shift of the K that are used.
 
     Attributes:
-        set_size: L.
-        position: (2, V) int64, where each voxel comes among those of all windows, which are sorted by window and inside
-            a window by y, x, z or by x, y, z.
+        cells: (2, V) int64, cell of each voxel in its window, for both shifts.
+        window: (K V) int64, window of each voxel.
+        position: (2, K V) int64, where each voxel comes when all are sorted by window, and inside a window by y, x, z
+            or by x, y, z.
         sets_in_window: (W,) int64.
         numbers: (W, 4) int64, of each window its first position, voxels, slots and first slot.
-        num_sets: () int64, sets of all windows.
+        last_sets: For each used shift () int64, sets up to its last window.
     """
 
-    set_size: int
+    cells: Tensor
+    window: Tensor
     position: Tensor
     sets_in_window: Tensor
     numbers: Tensor
-    num_sets: Tensor
+    last_sets: list[Tensor]
 
 
-def _lay_out(place: _Place, set_size: int) -> _Layout:
-    num_voxels, num_columns = len(place.window), place.num_windows * place.columns
-    first_column = place.window * place.columns
-    # Both orders in one count: behind the columns by y come those by x.
-    by_x = first_column + place.by_x
-    columns = torch.cat([first_column + place.by_y, by_x + num_columns])
-    voxels_before = columns.new_zeros(2 * num_columns + 1, dtype=torch.int32)
-    ones = voxels_before.new_ones(1).expand(len(columns))
-    voxels_before[1:].scatter_add_(0, columns, ones)
-    voxels_before = torch.cumsum(voxels_before, 0, dtype=torch.int32)
-    position = voxels_before.index_select(0, columns).view(2, num_voxels).long()
-    position[1] -= num_voxels
-    if place.height > 1:
-        # The voxels of a column follow each other along z.
-        voxel = torch.arange(num_voxels, device=columns.device)
-        lowest = voxel.new_full((num_columns,), num_voxels).scatter_reduce_(0, by_x, voxel, "amin")
-        position += voxel - lowest.index_select(0, by_x)
+def _place(coords: Tensor, layout: _Layout, set_size: int) -> _Places:
+    axes = coords.T.long()
+    tables = [(table, axis) for table, axis in zip(layout.tables, axes, strict=True) if table is not None]
+    parts = [table.gather(1, axis.expand(len(table), -1)) for table, axis in tables]
+    rows = parts[0]
+    for part in parts[1:]:
+        rows += part
+    num_shifts, num_columns = len(layout.windows), sum(layout.columns)
+    window, column = rows[2 : 2 + num_shifts].flatten(), rows[2 + num_shifts :].flatten()
 
-    first = voxels_before[: num_columns + 1 : place.columns].long()
+    # Counting the voxels in the columns before it sorts a voxel, as those of one column already are in order.
+    before = column.new_zeros(2 * num_columns + 1, dtype=torch.int32)
+    before[1:].scatter_add_(0, column, before.new_ones(1).expand(len(column)))
+    before = torch.cumsum(before, 0, dtype=torch.int32)
+    position = before.index_select(0, column).view(2, -1).long()
+    position[1] -= len(window)
+    if layout.tables[1] is not None:
+        voxel = torch.arange(len(window), device=window.device)
+        lowest = voxel.new_full((num_columns,), len(voxel))
+        lowest.scatter_reduce_(0, column[: len(window)], voxel, "amin")
+        position += voxel - lowest.index_select(0, column[: len(window)])
+
+    by_shift = torch.split(before[:num_columns], list(layout.columns))
+    by_window = [shifted[::step] for shifted, step in zip(by_shift, layout.columns_in_window, strict=True)]
+    first = torch.cat([*by_window, before[num_columns : num_columns + 1]]).long()
     count = first[1:] - first[:-1]
     sets = (count + (set_size - 1)) // set_size
     last_set = torch.cumsum(sets, 0)
     numbers = torch.stack([first[:-1], count, sets * set_size, (last_set - sets) * set_size], dim=1)
-    return _Layout(set_size, position, sets, numbers, last_set[-1])
+    last_sets = [shifted[-1] for shifted in torch.split(last_set, list(layout.windows))]
+    return _Places(rows[:2], window, position, sets, numbers, last_sets)
 
 
-def _fill_sets(place: _Place, layout: _Layout, num_sets: int) -> VoxelSets:
+def _fill_sets(places: _Places, last_sets: list[int], set_size: int) -> list[VoxelSets]:
+    """The sets of each used shift; `last_sets` are those of `places`, as numbers."""
+    position, num_shifts, num_sets = places.position, len(last_sets), last_sets[-1]
     # Slot t of the n voxels of a window with S sets of L slots holds sorted voxel floor(t * n / (S * L)): the voxels
     # are spread evenly, and the slots that are left over repeat their predecessor.
-    position, set_size = layout.position, layout.set_size
-    window_of_set = torch.repeat_interleave(layout.sets_in_window, output_size=num_sets)
-    first, count, slots, first_slot = layout.numbers.index_select(0, window_of_set)[:, :, None].unbind(1)
+    window_of_set = torch.repeat_interleave(places.sets_in_window, output_size=num_sets)
+    first, count, slots, first_slot = places.numbers.index_select(0, window_of_set)[:, :, None].unbind(1)
     slot = torch.arange(num_sets * set_size, device=position.device).view(num_sets, set_size) - first_slot
     row = first + slot * count // slots
-    mask = torch.zeros((2, *row.shape), dtype=torch.bool, device=row.device)
-    mask[:, :, 1:] = row[:, 1:] == row[:, :-1]
-    voxel = torch.arange(position.shape[1], device=position.device)
-    order = torch.empty_like(position).scatter_(1, position, voxel.expand_as(position))
-    indices = order.index_select(1, row.flatten()).view_as(mask)
+    voxel = torch.arange(position.shape[1] // num_shifts, device=position.device).expand(2, num_shifts, -1)
+    order = torch.empty_like(position).scatter_(1, position, voxel.reshape(2, -1))
 
-    # The inverse: sorted voxel r sits unmasked in slot ceil(r * S * L / n), the first that holds it. Sets never share
-    # a voxel.
-    first, count, slots, first_slot = layout.numbers.index_select(0, place.window).unbind(1)
+    # The inverse: sorted voxel r sits unmasked in slot ceil(r * S * L / n), the first that holds it. No two sets hold
+    # the same voxel.
+    first, count, slots, first_slot = places.numbers.index_select(0, places.window).unbind(1)
     slot_of_voxel = ((position - first) * slots + (count - 1)) // count + first_slot
-    return VoxelSets(indices, mask, slot_of_voxel)
+
+    sets = []
+    for (begin, end), own_slots in zip(pairwise([0, *last_sets]), slot_of_voxel.chunk(num_shifts, 1), strict=True):
+        own_row = row[begin:end]
+        mask = torch.zeros((2, *own_row.shape), dtype=torch.bool, device=row.device)
+        mask[:, :, 1:] = own_row[:, 1:] == own_row[:, :-1]
+        indices = order.index_select(1, own_row.flatten()).view_as(mask)
+        sets.append(VoxelSets(indices, mask, own_slots - begin * set_size))
+    return sets
 
 
 def _opens_pool(coords: Tensor, stride: int) -> Tensor:
