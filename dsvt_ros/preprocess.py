@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvt_ros.config import ModelConfig, PreprocessConfig
+from dsvt_ros.constants import constant
 from dsvt_ros.structures import Boxes3D
 
 
@@ -33,7 +34,7 @@ def drop_missing(points: Tensor, model: ModelConfig, config: PreprocessConfig) -
         (M, C) with M <= N.
     """
     points = points[is_return(points, config)]
-    fill = points.new_tensor([feature.fill for feature in model.features])
+    fill = constant([feature.fill for feature in model.features], points)
     return torch.where(torch.isfinite(points), points, fill)
 
 
