@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from dsvt_ros.host_threads import spin_briefly
@@ -12,6 +13,12 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from reference import Reference, load_reference  # noqa: E402
+
+# Triton decides when it is imported whether its own functions are interpreted, and much imports it along the way.
+if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton.language  # noqa: F401
 
 
 @pytest.fixture(scope="session")
