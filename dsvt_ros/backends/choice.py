@@ -60,8 +60,9 @@ def open_networks(
 
         networks, origin = load_tensorrt(Source(network, folder, weights, device, config), progress)
     elif backend == "triton":
-        from dsvt_ros.backends.triton import TritonNetworks
+        from dsvt_ros.backends.triton import TritonNetworks, require_triton
 
+        require_triton(device)
         progress("compiling the kernels", None)
         networks, origin = TritonNetworks(network), ""
     else:

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from dsvt_ros.detector import Detector
+from dsvt_ros.errors import DataError
 from dsvt_ros.io.bag_motion import motion_from_bag
+from dsvt_ros.io.bags import is_bag
 from dsvt_ros.io.clouds import Scan, select_columns
 from dsvt_ros.io.point_times import offsets_from_msg
 from dsvt_ros.motion import Motion, Stationary, Unknown
@@ -44,10 +46,16 @@ def merged_clouds(
         detector: Says which columns, and how many sweeps.
 
     Raises:
-        DataError: A bag lacks the topic of the odometry.
+        DataError: A bag lacks the topic of the odometry, or nothing needs to know the motion that was given.
     """
     model, config = detector.model, detector.config.preprocess
     needs_motion = model.age_column is not None or config.motion_compensation
+    if (options.odometry_topic or options.stationary) and not (needs_motion and any(is_bag(Path(path)) for path in paths)):
+        given = "--stationary" if options.stationary else "--odometry-topic"
+        raise DataError(
+            f"{given} is for bags, and for models of several sweeps or preprocess.motion_compensation: nothing here "
+            f"asks how the sensor moves"
+        )
     fill = {feature.name: feature.fill for feature in model.features[3:]}
     for path, scans in zip(paths, opened, strict=True):
         sweeps = SweepBuffer(model, detector.device)

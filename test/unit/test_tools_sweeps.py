@@ -132,3 +132,12 @@ def test_plan_counts_the_voxels_of_merged_sweeps(capsys, bag, model):
     merged = capsys.readouterr().out
     assert cli.main(arguments) == 0
     assert merged != capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [("--odometry-topic", "/odom"), ("--stationary",)])
+def test_motion_that_nothing_asks_for_is_refused(capsys, tmp_path, bag, option):
+    """A model of one sweep, and a file, which has no stamps: the option would be of no effect."""
+    np.save(tmp_path / "cloud.npy", np.ones((3, 4), np.float32))
+    for cloud in (bag, tmp_path / "cloud.npy"):
+        assert cli.main(["detect", str(cloud), *option, "--device", "cpu"]) != 0
+        assert f"{option[0]} is for bags, and for models of several sweeps" in capsys.readouterr().err
