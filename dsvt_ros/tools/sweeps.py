@@ -50,7 +50,8 @@ def merged_clouds(
     """
     model, config = detector.model, detector.config.preprocess
     needs_motion = model.age_column is not None or config.motion_compensation
-    if (options.odometry_topic or options.stationary) and not (needs_motion and any(is_bag(Path(path)) for path in paths)):
+    asked_for = needs_motion and any(is_bag(Path(path)) for path in paths)
+    if (options.odometry_topic or options.stationary) and not asked_for:
         given = "--stationary" if options.stationary else "--odometry-topic"
         raise DataError(
             f"{given} is for bags, and for models of several sweeps or preprocess.motion_compensation: nothing here "
