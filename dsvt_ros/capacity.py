@@ -31,7 +31,7 @@ class StageCapacity:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Room of a network for one cloud.
+    """Room of a network.
 
     Attributes:
         stages: Of each stage; what fits into the first one fits into all.
@@ -41,31 +41,31 @@ class Capacity:
 
     @property
     def voxels(self) -> int:
-        """Voxels of a cloud."""
+        """Voxels of the first stage."""
         return self.stages[0].voxels
 
 
-def capacity_for(model: ModelConfig, voxels: int) -> Capacity:
-    """The capacity with room for `voxels` voxels of one cloud."""
+def capacity_for(model: ModelConfig, voxels: int, clouds: int = 1) -> Capacity:
+    """The capacity with room for `voxels` voxels, those of all clouds together."""
     stages: list[StageCapacity] = []
     for stage, grid, shifts in zip(model.backbone_3d.stages, model.stage_grids, model.backbone_3d.shifts, strict=True):
         if stages:
-            voxels = min(voxels, grid[0] * grid[1] * grid[2])
+            voxels = min(voxels, clouds * grid[0] * grid[1] * grid[2])
         most = [
-            _most_sets(grid, window, offset, voxels, stage.set_size) if shift in shifts else 0
+            _most_sets(grid, window, offset, clouds, voxels, stage.set_size) if shift in shifts else 0
             for shift, (window, offset) in enumerate(zip(stage.windows, stage.offsets, strict=True))
         ]
         stages.append(StageCapacity(voxels, (most[0], most[1])))
     return Capacity(tuple(stages))
 
 
-def _most_sets(grid: Cells, window: Cells, offset: Cells, voxels: int, set_size: int) -> int:
+def _most_sets(grid: Cells, window: Cells, offset: Cells, clouds: int, voxels: int, set_size: int) -> int:
     """Sets that so many voxels make at most.
 
     A window with n voxels has ceil(n / L) <= (n + L - 1) / L sets of L slots. Over W occupied windows that makes at
-    most (V + W (L - 1)) / L, and no more windows can be occupied than there are voxels or windows on the grid.
+    most (V + W (L - 1)) / L, and no more windows can be occupied than there are voxels or windows on the grids.
     """
-    windows = 1
+    windows = clouds
     for axis, cells in enumerate(grid):
         # As in set_partition.py: a window as tall as the grid is not shifted in z.
         shift = offset[axis] if axis < 2 or window[axis] < cells else 0

@@ -53,6 +53,7 @@ def test_sets_of_the_published_grid():
     """39 x 39 windows of the first shift and 20 x 20 of the second lie on the grid of 468 x 468 cells."""
     model = open_model("waymo_pillar").model
     assert capacity_for(model, 40960) == one_stage(40960, (40960 + 1521 * 35) // 36, (40960 + 400 * 35) // 36)
+    assert capacity_for(model, 81920, clouds=2) == one_stage(81920, (81920 + 3042 * 35) // 36, (81920 + 800 * 35) // 36)
     assert default_voxels(model) == 40960
     assert capacity_for(model, 1) == one_stage(1, 1, 1)
 
