@@ -52,7 +52,7 @@ class PeakHead(nn.Module):
         """Evaluate the other branches.
 
         Args:
-            shared: (B, D, H, W), channels last in memory, in the type of the weights.
+            shared: (B, D, H, W), the channels of a cell side by side in memory, in the type of the weights.
             index: (B, G, K) int32 ``(class * H + row) * W + column`` of each group's peaks, contiguous; -1 in rows
                 without a peak, which follow all others.
 
@@ -62,13 +62,14 @@ class PeakHead(nn.Module):
         from dsvt_ros.kernels import peak_head as kernels
 
         clouds, width, rows, columns = shared.shape
+        assert shared.stride(1) == 1
         groups, count = index.shape[1:]
         values = shared.new_empty(clouds, groups, count, self._num_columns, dtype=torch.float32)
         peaks = ROWS // kernels.AREA.value
         kernels.branches_at_peaks[-(-count // peaks), len(self.columns), clouds * groups](
-            shared.contiguous(memory_format=torch.channels_last), index,
+            shared, index,
             self.hidden_weights, self.hidden_bias, self.output_weights, self.output_bias, self.first_column,
-            values, groups, rows, columns,
+            values, groups, rows, columns, shared.stride(0), shared.stride(2), shared.stride(3),
             K=count,
             WIDTH=width,
             PADDED=self._padded_width,

@@ -17,7 +17,7 @@ MAX_OUTPUTS: tl.constexpr = tl.constexpr(3)  # channels of a branch
 # The map lies anywhere in memory; that is no reason to compile anew.
 @triton.jit(do_not_specialize_on_alignment=["shared"])
 def branches_at_peaks(
-    shared,  # (B, H, W, WIDTH)
+    shared,  # (B, WIDTH, H, W), a cell's channels side by side
     index,  # (B G, K) (class * H + row) * W + column; -1 in rows without a peak, which are the last ones
     hidden_weights,  # (G, branches, AREA, PADDED, PADDED): from a neighbour's channels to hidden ones
     hidden_bias,  # (G, branches, PADDED)
@@ -28,6 +28,9 @@ def branches_at_peaks(
     num_groups,
     height,
     width,
+    map_stride,
+    row_stride,
+    cell_stride,
     K: tl.constexpr,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
@@ -57,7 +60,7 @@ def branches_at_peaks(
     for tap in tl.range(AREA, num_stages=STAGES):
         there_y, there_x = y + tap // 3 - 1, x + tap % 3 - 1
         there = in_map & (there_y >= 0) & (there_y < height) & (there_x >= 0) & (there_x < width)
-        source = ((cloud * height + there_y) * width + there_x) * WIDTH
+        source = cloud * map_stride + there_y * row_stride + there_x * cell_stride
         features = tl.load(
             shared + source[:, None] + channel[None, :], mask=there[:, None] & (channel < WIDTH)[None, :], other=0.0
         )

@@ -42,6 +42,11 @@ def heads(config, seed=0):
     return head, PeakHead(folded).eval()
 
 
+def features(clouds, rows, columns):
+    """Channels last, as networks have them that run in half precision."""
+    return torch.randn(clouds, 24, rows, columns, device=DEVICE).to(memory_format=torch.channels_last)
+
+
 def maps_at(maps, index, head, num_groups):
     """(B, G, K, columns) of the full maps at each peak."""
     cells = maps.heatmap.shape[2] * maps.heatmap.shape[3]
@@ -58,7 +63,7 @@ def test_every_cell_of_a_small_map(config):
     """Also those at the border and in the corners, in every class."""
     head, ours = heads(config)
     groups = max(1, len(config.groups))
-    bev = torch.randn(2, 24, 4, 5, device=DEVICE)
+    bev = features(2, 4, 5)
     index = torch.arange(20, dtype=torch.int32, device=DEVICE).repeat(2, groups, 1)
     index[:, -1, 12:] += 20
     with torch.inference_mode():
@@ -75,7 +80,7 @@ def test_every_cell_of_a_small_map(config):
 def test_rows_without_a_peak(num_peaks):
     """Nothing is read for them; the rest is as it is."""
     head, ours = heads(TWO_GROUPS)
-    bev = torch.randn(1, 24, 6, 9, device=DEVICE)
+    bev = features(1, 6, 9)
     index = torch.randint(0, 54, (1, 2, 16), dtype=torch.int32, device=DEVICE)
     index[:, 1, num_peaks:] = -1
     with torch.inference_mode():
@@ -85,9 +90,21 @@ def test_rows_without_a_peak(num_peaks):
     torch.testing.assert_close(found[:, 1, :num_peaks], expected[:, 1, :num_peaks], rtol=1e-4, atol=1e-5)
 
 
+def test_a_map_with_room_around_it():
+    """What lies around it in memory is not read."""
+    _, ours = heads(ONE_GROUP)
+    index = torch.arange(30, dtype=torch.int32, device=DEVICE).repeat(2, 1, 1)
+    with torch.inference_mode():
+        _, shared = ours(features(2, 5, 6))
+        room = torch.full((2, 8, 9, 72), torch.nan, device=DEVICE)
+        inner = room[:, 2:7, 1:7, :64].permute(0, 3, 1, 2)
+        inner.copy_(shared)
+        assert torch.equal(ours.at_peaks(inner, index), ours.at_peaks(shared, index))
+
+
 def test_a_map_of_one_cell():
     head, ours = heads(ONE_GROUP)
-    bev = torch.randn(1, 24, 1, 1, device=DEVICE)
+    bev = features(1, 1, 1)
     index = torch.zeros(1, 1, 1, dtype=torch.int32, device=DEVICE)
     with torch.inference_mode():
         found = ours.at_peaks(ours(bev)[1], index)
@@ -99,7 +116,7 @@ def test_half_precision():
     head, ours = heads(ONE_GROUP)
     to_half(ours)
     ours.to(memory_format=torch.channels_last)
-    bev = torch.randn(1, 24, 12, 10, device=DEVICE).to(memory_format=torch.channels_last)
+    bev = features(1, 12, 10)
     index = torch.arange(0, 120, 3, dtype=torch.int32, device=DEVICE)[None, None]
     with torch.inference_mode():
         heatmap, shared = ours(bev.half())

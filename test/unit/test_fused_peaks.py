@@ -25,8 +25,8 @@ def expected_peaks(heatmap, group_sizes, count, least):
     for part in torch.split(heatmap.float(), group_sizes, dim=1):
         values = part.flatten(1)
         values, order = torch.sort(values, dim=1, descending=True, stable=True)
-        missing = (values < least) | (torch.arange(values.shape[1], device=values.device) < 0)
-        values, order = values.masked_fill(missing, -math.inf), order.masked_fill(missing, -1)
+        order = order.masked_fill(values < least, -1)
+        values = values.masked_fill(values < least, -math.inf)
         room = max(0, count - values.shape[1])
         values = torch.nn.functional.pad(values[:, :count], (0, room), value=-math.inf)
         order = torch.nn.functional.pad(order[:, :count], (0, room), value=-1)
@@ -36,13 +36,10 @@ def expected_peaks(heatmap, group_sizes, count, least):
 
 
 def assert_found(heatmap, group_sizes, count, least=-math.inf):
-    find = PeakFinder(group_sizes, count, DEVICE)
-    found = find(heatmap, least)
+    found = PeakFinder(group_sizes, count, DEVICE)(heatmap, least)
     index, logit = expected_peaks(heatmap, group_sizes, count, least)
     assert torch.equal(found.index.long(), index)
     assert torch.equal(found.logit, logit)
-    again = find(heatmap, least)
-    assert torch.equal(again.index, found.index)
     return found
 
 
@@ -51,9 +48,17 @@ def test_random(least):
     assert_found(heatmaps(1, 3, 47, 48), [3], 100, least)
 
 
-@pytest.mark.parametrize("count", [1, 16, 17, 333, 1024])
+@pytest.mark.parametrize("count", [1, 16, 17, 600])
 def test_counts(count):
     assert_found(heatmaps(1, 2, 40, 60), [2], count)
+
+
+def test_repeated_runs_give_the_same_bytes():
+    maps = torch.randint(0, 40, (1, 3, 47, 48), device=DEVICE).half()
+    find = PeakFinder([3], 333, DEVICE)
+    first, second = find(maps), find(maps)
+    assert torch.equal(first.index, second.index)
+    assert torch.equal(first.logit, second.logit)
 
 
 def test_groups_and_clouds():
@@ -79,7 +84,7 @@ def test_ties_across_blocks_and_classes():
     """More equal ones than wanted, some higher ones among them."""
     torch.manual_seed(1)
     maps = torch.randint(0, 3, (1, 4, 70, 61), device=DEVICE).half()
-    assert_found(maps, [4], 500)
+    assert_found(maps, [4], 300)
     maps = torch.where(torch.rand(maps.shape, device=DEVICE) < 0.003, maps + 1, -5).half()
     assert_found(maps, [4], 60)
     assert_found(maps, [3, 1], 20)
@@ -107,8 +112,8 @@ def test_subnormal_and_neighbouring_numbers():
     bits = torch.arange(0, 31745, device=DEVICE).to(torch.int16)
     torch.manual_seed(0)
     bits = bits[torch.randperm(31744, device=DEVICE)].reshape(1, 1, 124, 256)
-    assert_found(bits.view(torch.float16), [1], 300)
-    assert_found(-bits.view(torch.float16), [1], 300)
+    assert_found(bits.view(torch.float16), [1], 100)
+    assert_found(-bits.view(torch.float16), [1], 100)
 
 
 def test_a_map_with_gaps_is_refused():
