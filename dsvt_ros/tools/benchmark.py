@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import sys
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -22,16 +22,25 @@ from rich.table import Table
 from dsvt_ros.backends import BACKENDS
 from dsvt_ros.backends.tensorrt.runner import TensorRtNetworks
 from dsvt_ros.detector import Detector
-from dsvt_ros.errors import ConfigError, DataError
-from dsvt_ros.io.clouds import open_clouds, select_columns
+from dsvt_ros.errors import ConfigError
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
 from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, overrides_from
+from dsvt_ros.tools.benchmark_clouds import (
+    MAX_CLOUDS,
+    SIMULATED,
+    SIMULATED_POINTS,
+    Cloud,
+    benchmark_clouds,
+    num_pillars,
+    point_counts,
+    resized,
+)
+from dsvt_ros.tools.benchmark_picture import draw_stages
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
+from dsvt_ros.tools.published_layout import REFERENCES, load_reference
 
 SCHEMA_VERSION = 1
-STAGES = ("preprocess", "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms")
-MAX_CLOUDS = 8
 CONVERTED_POINTS = 180_000
 """Points of the message whose conversion is timed: a large lidar's turn."""
 ROS_TOPIC = "/lidar/points"
@@ -43,30 +52,31 @@ def main(argv: list[str]) -> int:
     """Measure; see ``dsvt benchmark --help``."""
     options = _parser().parse_args(argv)
     backends = options.backends.split(",")
-    for backend in backends:
-        if backend not in BACKENDS:
-            raise ConfigError(f"--backends: no backend {backend!r}; expected {', '.join(BACKENDS)}")
-    if options.runs < 1:
-        raise ConfigError(f"--runs must be at least 1, got {options.runs}")
-    if options.ros is not None and (options.ros < 1 or not options.rate > 0):
-        raise ConfigError(f"--ros and --rate must be positive, got {options.ros} and {options.rate:g}")
+    sizes = point_counts("--points", options.points) if options.points else []
+    _check(options, backends)
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     results: list[dict[str, Any]] = []
-    clouds: list[NDArray[np.float32]] = []
+    scaling: list[dict[str, Any]] = []
+    clouds: list[Cloud] = []
     for backend in backends:
+        gc.collect()  # detectors hold themselves in a cycle, and the memory of the one before would count here
         started = time.perf_counter()
-        with terminal_progress(console) as progress:
-            detector = Detector.load(
-                options.model, options.weights, backend, options.device, overrides_from(options), progress
-            )
+        detector = _load(options, backend, console)
         load_s = time.perf_counter() - started
-        clouds = _clouds(options.cloud, detector, columns_from(options))
+        if not clouds:
+            clouds = _clouds(options, detector, console)
         results.append(_measure(detector, clouds, options.runs, console) | {"load_s": _round(load_s)})
+        for size in sizes:
+            changed = [resized(cloud, size, number) for number, cloud in enumerate(clouds)]
+            totals = _totals(detector, changed, options.runs, console)
+            scaling.append(_described(detector) | {"num_points": size} | totals)
         if options.ros:
             results[-1]["ros"] = _through_ros(options, backend, detector, clouds, console)
     _print(console, results)
+    if scaling:
+        _print_scaling(console, scaling, sizes)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": detector.model.name,
@@ -76,13 +86,12 @@ def main(argv: list[str]) -> int:
             "source": [Path(path).name for path in options.cloud],
             "num_clouds": len(clouds),
             "num_points": [len(cloud) for cloud in clouds],
-            "num_voxels": results[-1].pop("num_voxels"),
+            "num_voxels": results[-1]["num_voxels"],
         },
-        "results": results,
+        "results": [{key: value for key, value in result.items() if key != "num_voxels"} for result in results],
+        **({"scaling": scaling} if scaling else {}),
         "conversion_ms": _conversion_ms(detector, options.runs),
     }
-    for result in results[:-1]:
-        result.pop("num_voxels")
     console.print(
         f"PointCloud2 of {content['conversion_ms']['num_points']} points to columns: "
         f"{content['conversion_ms']['p50']:.2f} ms"
@@ -90,6 +99,9 @@ def main(argv: list[str]) -> int:
     if options.output:
         options.output.write_text(json.dumps(content, indent=1) + "\n")
         console.print(f"wrote {options.output}")
+    if options.picture:
+        draw_stages(content, options.picture)
+        console.print(f"wrote {options.picture}")
     return 0
 
 
@@ -99,76 +111,151 @@ def _parser() -> argparse.ArgumentParser:
         description="Time every stage of a model, from points in host memory to boxes in host memory.",
     )
     parser.add_argument(
-        "--cloud", action="append", required=True, help=f"point file or bag; up to {MAX_CLOUDS} clouds are rotated"
+        "--cloud",
+        action="append",
+        required=True,
+        help=f"point file, bag, or {SIMULATED}[:POINTS] for turns of a 64-beam lidar in random streets (by default of "
+        f"{SIMULATED_POINTS} points); up to {MAX_CLOUDS} clouds are rotated",
     )
     add_columns_option(parser)
     add_model_options(parser)
-    parser.add_argument("--backends", default="torch", help=f"comma-separated: {', '.join(BACKENDS)} (default: torch)")
+    parser.add_argument(
+        "--backends",
+        default="torch",
+        help=f"comma-separated: {', '.join(BACKENDS)}; {' and '.join(REFERENCES)} arrange the networks as the "
+        f"published release does, for comparison (default: torch)",
+    )
     parser.add_argument("--runs", type=int, default=50, help="measured frames (default: %(default)s)")
+    parser.add_argument(
+        "--points", metavar="N,N,...", help="also time clouds of so many points, made by thinning or repeating these"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument(
         "--ros", type=int, metavar="N", help="also send N clouds through the node, over DDS, and time the answers"
     )
     parser.add_argument("--rate", type=float, default=10.0, help="clouds a second with --ros (default: %(default)g)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result as JSON")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the stages of each backend as bars")
     return parser
 
 
-def _clouds(paths: list[str], detector: Detector, columns: tuple[str, ...]) -> list[NDArray[np.float32]]:
-    """Up to `MAX_CLOUDS` clouds in the model's columns; several, so that caches do not flatter."""
-    fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
-    clouds: list[NDArray[np.float32]] = []
-    for path in paths:
-        for scan in open_clouds(path, columns):
-            clouds.append(select_columns(scan, detector.model.feature_names, fill))
-            if len(clouds) == MAX_CLOUDS:
-                return clouds
-    if not clouds:
-        raise DataError(f"{', '.join(paths)}: no clouds in there")
+def _check(options: argparse.Namespace, backends: list[str]) -> None:
+    for backend in backends:
+        if backend not in (*BACKENDS, *REFERENCES):
+            raise ConfigError(
+                f"--backends: no backend {backend!r}; expected {', '.join(BACKENDS)}, {', '.join(REFERENCES)}"
+            )
+        if options.ros is not None and backend in REFERENCES:
+            raise ConfigError(f"--ros: the node has no backend {backend}; leave it out of --backends")
+    if options.runs < 1:
+        raise ConfigError(f"--runs must be at least 1, got {options.runs}")
+    if options.ros is not None and (options.ros < 1 or not options.rate > 0):
+        raise ConfigError(f"--ros and --rate must be positive, got {options.ros} and {options.rate:g}")
+
+
+def _load(options: argparse.Namespace, backend: str, console: Console) -> Detector:
+    overrides = overrides_from(options)
+    if backend in REFERENCES:
+        return load_reference(backend, options.model, options.weights, options.device, overrides)
+    with terminal_progress(console) as progress:
+        return Detector.load(options.model, options.weights, backend, options.device, overrides, progress)
+
+
+def _clouds(options: argparse.Namespace, detector: Detector, console: Console) -> list[Cloud]:
+    axes = detector.config.preprocess.cloud_axes
+    axes = detector.model.axes if axes == "model" else axes
+    clouds = benchmark_clouds(options.cloud, columns_from(options), detector.model, axes)
+    if all(source.partition(":")[0] == SIMULATED for source in options.cloud):
+        pillars = [num_pillars(cloud, detector.model) for cloud in clouds]
+        console.print(
+            f"{len(clouds)} simulated clouds of {len(clouds[0]):,} points, {min(pillars):,} to {max(pillars):,} "
+            f"pillars of 0.32 m (waymo_pillar)"
+        )
     return clouds
 
 
-def _measure(detector: Detector, clouds: list[NDArray[np.float32]], runs: int, console: Console) -> dict[str, Any]:
-    """Total and stage times over `runs` frames after a warm-up over every cloud twice."""
+def _measure(detector: Detector, clouds: list[Cloud], runs: int, console: Console) -> dict[str, Any]:
+    """Total and stage times over `runs` frames each."""
+    totals = _totals(detector, clouds, runs, console)
+    stages: dict[str, list[float]] = {}
+    with detector.timed_stages():
+        for run in range(runs):
+            detector.detect(clouds[run % len(clouds)])
+            for stage, ms in detector.timing_ms.items():
+                stages.setdefault(stage, []).append(ms)
+    engines = {}
+    if isinstance(detector.networks, TensorRtNetworks):
+        times = detector.networks.engine_times_ms(runs)
+        engines = {"engine_ms": {name: _round(np.median(values)) for name, values in times.items()}}
+    return {
+        **_described(detector),
+        "stage_ms": {stage: _round(np.median(values)) for stage, values in stages.items()},
+        "stage_quantiles_ms": {stage: _quantiles(values) for stage, values in stages.items()},
+        **engines,
+        **totals,
+    }
+
+
+def _described(detector: Detector) -> dict[str, Any]:
+    return {"backend": detector.backend, "precision": detector.precision}
+
+
+def _totals(detector: Detector, clouds: list[Cloud], runs: int, console: Console) -> dict[str, Any]:
+    """Times of `runs` whole frames after a warm-up over every cloud twice, and the most memory they took.
+
+    On CUDA also the device's side of it: how long from its first to its last work on a frame, waits for the host in
+    between included, and how long it was at work (`_busy_ms`).
+    """
     for cloud in clouds * 2:
         detector.detect(cloud)
     cuda = detector.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(detector.device)
     totals: list[float] = []
+    device: list[float] = []
     voxels: list[int] = []
-    for run in track(range(runs), f"{detector.backend} on {detector.device}", console=console, transient=True):
+    title = f"{detector.backend} on {detector.device}, {len(clouds[0]):,} points"
+    for run in track(range(runs), title, console=console, transient=True):
+        events = _record(detector.device) if cuda else None
         start = time.perf_counter()
         detector.detect(clouds[run % len(clouds)])
         totals.append(1e3 * (time.perf_counter() - start))
+        if events is not None:
+            last = _record(detector.device)
+            last.synchronize()
+            device.append(events.elapsed_time(last))
         voxels.append(detector.num_voxels)
-    stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    with detector.timed_stages():
-        for run in range(runs):
-            detector.detect(clouds[run % len(clouds)])
-            for stage, ms in detector.timing_ms.items():
-                stages[stage].append(ms)
-    engines = {}
-    if isinstance(detector.networks, TensorRtNetworks):
-        times = detector.networks.engine_times_ms(runs)
-        engines = {"engine_ms": {name: _round(np.median(values)) for name, values in times.items()}}
     peak = torch.cuda.max_memory_allocated(detector.device) if cuda else 1024 * _peak_resident_kib()
+    on_device = {"device_ms": _quantiles(device), "device_busy_ms": _busy_ms(detector, clouds, runs)} if cuda else {}
     return {
-        "backend": detector.backend,
-        "precision": detector.precision,
-        "stage_ms": {stage: _round(np.median(values)) for stage, values in stages.items() if values},
-        **engines,
         "total_ms": _quantiles(totals),
+        **on_device,
         "peak_memory_mib": round(peak / 2**20),
         "num_voxels": voxels[: len(clouds)],
     }
+
+
+def _record(device: torch.device) -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _busy_ms(detector: Detector, clouds: list[Cloud], runs: int) -> float:
+    """Mean time of a frame in which kernels and copies run on the GPU; what is left of the total is the host's."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for run in range(runs):
+            detector.detect(clouds[run % len(clouds)])
+        torch.cuda.synchronize(detector.device)
+    on_device = (event for event in profile.events() if event.device_type.name == "CUDA")
+    return _round(1e-3 * sum(event.time_range.elapsed_us() for event in on_device) / runs)
 
 
 def _through_ros(
     options: argparse.Namespace,
     backend: str,
     detector: Detector,
-    clouds: list[NDArray[np.float32]],
+    clouds: list[Cloud],
     console: Console,
 ) -> dict[str, Any]:
     """Latencies of the node with the same settings, which gets the clouds at a fixed rate."""
@@ -241,7 +328,7 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
     table.add_column("stage")
     for result in results:
         table.add_column(result["backend"], justify="right")
-    for stage in STAGES:
+    for stage in dict.fromkeys(stage for result in results for stage in result["stage_ms"]):
         table.add_row(stage, *(f"{result['stage_ms'].get(stage, 0):.2f}" for result in results))
     if any("engine_ms" in result for result in results):
         for name in ("sparse", "dense"):
@@ -249,12 +336,28 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
             table.add_row(f"{name} engine alone", *row)
     for quantile in ("p50", "p95", "p99"):
         table.add_row(f"total {quantile}", *(f"{result['total_ms'][quantile]:.2f}" for result in results))
+    if "device_ms" in results[0]:
+        table.add_row("device, first to last work", *(f"{result['device_ms']['p50']:.2f}" for result in results))
+        table.add_row("device at work, mean", *(f"{result['device_busy_ms']:.2f}" for result in results))
     table.add_row("memory, MiB", *(str(result["peak_memory_mib"]) for result in results))
     table.add_row("load, s", *(f"{result['load_s']:.1f}" for result in results))
     for name in ("stamp_to_publish_ms", "sent_to_received_ms"):
         if any("ros" in result for result in results):
             row = (f"{result['ros'][name]['p50']:.2f}" if "ros" in result else "" for result in results)
             table.add_row(f"node, {name.removesuffix('_ms').replace('_', ' ')} p50", *row)
+    console.print(table)
+
+
+def _print_scaling(console: Console, scaling: list[dict[str, Any]], sizes: list[int]) -> None:
+    table = Table(title="milliseconds, totals by size of the clouds: p50 (p95)")
+    table.add_column("points", justify="right")
+    table.add_column("voxels", justify="right")
+    for entry in scaling[:: len(sizes)]:
+        table.add_column(entry["backend"], justify="right")
+    for row, size in enumerate(sizes):
+        entries = scaling[row :: len(sizes)]
+        times = (f"{entry['total_ms']['p50']:.2f} ({entry['total_ms']['p95']:.2f})" for entry in entries)
+        table.add_row(f"{size:,}", f"{np.median(entries[0]['num_voxels']):,.0f}", *times)
     console.print(table)
 
 

@@ -106,7 +106,10 @@ def test_benchmark_writes_json(capsys, cloud, tmp_path):
     assert set(result["stage_ms"]) == {
         "preprocess", "voxelize", "encode", "partition", "sparse", "scatter", "dense", "decode", "nms",
     }  # fmt: skip
-    assert result["total_ms"]["p50"] <= result["total_ms"]["p99"]
+    assert {stage: times["p50"] for stage, times in result["stage_quantiles_ms"].items()} == result["stage_ms"]
+    for times in (result["total_ms"], *result["stage_quantiles_ms"].values()):
+        assert times["p50"] <= times["p95"] <= times["p99"]
+    assert "scaling" not in content
     assert content["cloud"]["num_points"] == [3000]
     assert content["conversion_ms"]["p50"] > 0
 

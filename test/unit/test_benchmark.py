@@ -1,0 +1,175 @@
+"""``dsvt benchmark``: its clouds, its options and its picture; test_tools.py has the plain command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_points, write_tiny_model
+
+from dsvt_ros.errors import ConfigError, DataError
+from dsvt_ros.model.folder import open_model
+from dsvt_ros.tools import cli
+from dsvt_ros.tools.benchmark_clouds import (
+    FIRST_SCENE,
+    SIMULATED_POINTS,
+    benchmark_clouds,
+    num_pillars,
+    point_counts,
+    resized,
+    simulated_scan,
+)
+from dsvt_ros.tools.benchmark_picture import draw_stages
+
+
+def test_simulated_turn_is_like_a_real_one(monkeypatch):
+    monkeypatch.setattr("dsvt_ros.tools.benchmark_clouds.MAX_CLOUDS", 1)
+    model = open_model("waymo_pillar").model
+    (cloud,) = benchmark_clouds(["simulated"], model.feature_names, model, model.axes)
+    assert cloud.shape == (SIMULATED_POINTS, 5)
+    assert 10_000 <= num_pillars(cloud, model) <= 15_000
+    assert 60 < np.abs(cloud[:, :2]).max() <= 75.1
+    assert not cloud[:, 4].any()  # the simulator knows no elongation
+    assert len(np.unique(cloud[:, 3])) > 20
+
+
+def test_simulated_turns_repeat_and_differ():
+    model = open_model("demo").model
+    once, again, other = (simulated_scan(5_000, scene, model).points for scene in (1, 1, 2))
+    np.testing.assert_array_equal(once, again)
+    assert len(once) == len(other) == 5_000
+    assert not np.array_equal(once, other)
+
+
+def test_simulated_turns_lie_in_the_models_frame():
+    waymo, nuscenes = open_model("waymo_pillar").model, open_model("nuscenes_pillar").model
+    here = simulated_scan(5_000, FIRST_SCENE, waymo).points
+    there = simulated_scan(5_000, FIRST_SCENE, nuscenes, "x_right").points
+    np.testing.assert_allclose(there[:, 0], -here[:, 1], atol=1e-4)
+    np.testing.assert_allclose(there[:, 1], here[:, 0], atol=1e-4)
+    np.testing.assert_allclose(there[:, 2], here[:, 2] + nuscenes.ground_z, atol=1e-4)
+    assert num_pillars(there, nuscenes) == pytest.approx(num_pillars(here, waymo), rel=0.02)
+
+
+def test_fewer_points_are_some_of_them():
+    cloud = tiny_points(600)
+    fewer = resized(cloud, 100, seed=3)
+    assert len(fewer) == len(np.unique(fewer, axis=0)) == 100
+    assert {tuple(row) for row in fewer} < {tuple(row) for row in cloud}
+    np.testing.assert_array_equal(fewer, resized(cloud, 100, seed=3))
+    assert not np.array_equal(fewer, resized(cloud, 100, seed=4))
+
+
+@pytest.mark.parametrize("num_points", [600, 601, 1500])
+def test_more_points_are_copies_nearby(num_points):
+    cloud = tiny_points(600)
+    before = cloud.copy()
+    larger = resized(cloud, num_points, seed=3)
+    np.testing.assert_array_equal(cloud, before)
+    assert larger.shape == (num_points, 4)
+    assert larger.dtype == np.float32
+    np.testing.assert_array_equal(larger[:600], cloud)
+    distance = np.abs(larger - cloud[np.arange(num_points) % 600])
+    assert (distance[600:, :3].max(1) > 0).all()
+    assert distance.max(initial=0) < 0.25
+    assert not distance[:, 3].any()
+
+
+@pytest.mark.parametrize("text", ["0", "many", "100,-1", "100,,200", ""])
+def test_wrong_numbers_of_points(text):
+    with pytest.raises(ConfigError, match="--points: expected a positive number of points"):
+        point_counts("--points", text)
+
+
+def test_backends_and_sizes(capsys, tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny")
+    np.save(tmp_path / "cloud.npy", tiny_points())
+    output, picture = tmp_path / "result.json", tmp_path / "result.png"
+    command = ["benchmark", "--model", folder, "--cloud", tmp_path / "cloud.npy", "--device", "cpu", "--runs", 2]
+    command += ["--backends", "torch,reference", "--points", "300,900", "--output", output, "--picture", picture]
+    assert cli.main([str(word) for word in command]) == 0
+    printed = capsys.readouterr().out
+    assert "totals by size" in printed
+    content = json.loads(output.read_text())
+    assert [result["backend"] for result in content["results"]] == ["torch", "reference"]
+    assert "device_ms" not in content["results"][0]  # a matter of GPUs
+    rows = [(row["backend"], row["precision"], row["num_points"]) for row in content["scaling"]]
+    assert rows == [(backend, "fp32", size) for backend in ("torch", "reference") for size in (300, 900)]
+    for row in content["scaling"]:
+        assert row["total_ms"]["p50"] <= row["total_ms"]["p99"]
+        assert row["peak_memory_mib"] > 0
+    torch_rows, reference_rows = content["scaling"][:2], content["scaling"][2:]
+    assert [row["num_voxels"] for row in torch_rows] == [row["num_voxels"] for row in reference_rows]
+    assert torch_rows[0]["num_voxels"] < torch_rows[1]["num_voxels"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backends", "torch,nope"], "no backend 'nope'; expected auto, torch"),
+        (["--backends", "reference", "--ros", "3"], "the node has no backend reference"),
+        (["--points", "many"], "--points: expected a positive number"),
+        (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(capsys, tmp_path, arguments, message):
+    np.save(tmp_path / "cloud.npy", tiny_points())
+    cloud = [] if "--cloud" in arguments else ["--cloud", str(tmp_path / "cloud.npy")]
+    assert cli.main(["benchmark", "--device", "cpu", *cloud, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpus_own_time(tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny")
+    np.save(tmp_path / "cloud.npy", tiny_points())
+    output = tmp_path / "result.json"
+    command = ["benchmark", "--model", folder, "--cloud", tmp_path / "cloud.npy", "--device", "cuda", "--runs", 5]
+    command += ["--backends", "torch,reference,reference-fp16", "--output", output]
+    assert cli.main([str(word) for word in command]) == 0
+    for result in json.loads(output.read_text())["results"]:
+        assert 0 < result["device_busy_ms"] < 2 * result["total_ms"]["p99"]
+        assert set(result["device_ms"]) == {"p50", "p95", "p99"}
+
+
+def example(num_backends):
+    stages = {"voxelize": 1.0, "sparse": 10.0, "dense": 5.0, "something new": 0.5}
+    results = [
+        {
+            "backend": f"backend {number}",
+            "precision": "fp32",
+            "stage_ms": stages,
+            "total_ms": {"p50": 12.0 + number},
+            "peak_memory_mib": 1000,
+        }
+        for number in range(num_backends)
+    ]
+    hardware = {"cpu": "some processor", "threads": 2}
+    return {"model": "tiny", "cloud": {"num_points": [100, 200]}, "hardware": hardware, "results": results}
+
+
+@pytest.mark.parametrize("num_backends", [1, 6])
+def test_picture(num_backends, tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    draw_stages(example(num_backends), tmp_path / "stages.png")
+    picture = image.imread(tmp_path / "stages.png")[..., :3]
+    orange = np.abs(picture - np.array([0xE8, 0x74, 0x3B]) / 255).max(-1) < 0.02
+    starts = np.diff(orange.sum(1).clip(300, 301)) > 0  # rows where a bar begins; the legend's patch is narrower
+    assert starts.sum() == num_backends
+
+
+def test_unwritable_picture_is_one_sentence(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(DataError, match="cannot write the picture"):
+        draw_stages(example(1), tmp_path / "nowhere" / "stages.png")
+
+
+def test_missing_matplotlib_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(DataError, match="extra plot"):
+        draw_stages(example(1), tmp_path / "stages.png")
