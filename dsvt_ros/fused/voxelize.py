@@ -12,8 +12,9 @@ POINT_ROWS = 256
 """Points of a program."""
 COLUMN_ROWS = 256
 """Columns of a program."""
-CELL_BLOCKS = ((1 << 20, 1024), (1 << 31, 4096))
-"""Cells of a program, for grids of up to so many."""
+SMALL_GRID = 1 << 20
+SMALL_BLOCK, LARGE_BLOCK = 1024, 4096
+"""Cells of a program, for grids of up to so many cells and for others: each program adds up what is before it."""
 WARP_CELLS = 256
 PREFIX_STEP = 1024
 """Blocks of cells that are added up at once."""
@@ -44,7 +45,7 @@ class Voxelizer:
         nx, ny, nz = model.grid_size
         self._num_columns = clouds * nx * ny
         self._num_cells = self._num_columns * nz
-        self._block = next(block for most, block in CELL_BLOCKS if self._num_cells <= most)
+        self._block = SMALL_BLOCK if self._num_cells <= SMALL_GRID else LARGE_BLOCK
         self._blocks = -(-self._num_cells // self._block)
 
         self._limits = torch.tensor([model.point_cloud_range[:3], model.voxel_size], device=device)

@@ -133,7 +133,7 @@ def test_calls_leave_nothing_behind():
 
 
 def test_one_outlier_decides():
-    """The maximum over a voxel's points is that of any of them, in any slot and segment."""
+    """The maximum over a voxel's points is that of any of them, in any slot and segment, and of this call only."""
     model = model_of((16, 16))
     stages = Stages(model, 20, 1)
     points = cloud(model, 20)
@@ -142,6 +142,7 @@ def test_one_outlier_decides():
         changed = points.clone()
         changed[row, 3] = 30.0
         stages.assert_close(changed)
+    stages.assert_close(points)
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
