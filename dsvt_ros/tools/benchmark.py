@@ -61,10 +61,10 @@ def main(argv: list[str]) -> int:
     scaling: list[dict[str, Any]] = []
     clouds: list[Cloud] = []
     for backend in backends:
-        gc.collect()  # detectors hold themselves in a cycle, and the memory of the one before would count here
         started = time.perf_counter()
         detector = _load(options, backend, console)
         load_s = time.perf_counter() - started
+        gc.collect()  # the detector before this one holds itself in a cycle, and its memory would count here
         if not clouds:
             clouds = _clouds(options, detector, console)
         results.append(_measure(detector, clouds, options.runs, console) | {"load_s": _round(load_s)})
