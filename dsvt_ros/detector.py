@@ -18,10 +18,13 @@ from torch import Tensor
 from dsvt_ros.backends import BACKENDS, Networks, Progress, no_progress
 from dsvt_ros.backends.choice import open_networks
 from dsvt_ros.backends.torch import TorchNetworks
+from dsvt_ros.backends.triton import TritonNetworks
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.capacity import keep_nearest
 from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
 from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
+from dsvt_ros.fused.frame import FusedFrames
+from dsvt_ros.fused.suppress import boxes_from_rows
 from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
@@ -85,6 +88,10 @@ class Detector:
         self.backend, self.precision = self.networks.name, self.networks.precision
         self.backend_reason = backend_reason
         self._set_pose()
+        # Whole frames in kernels of our own, in place of the stages below.
+        self._frames: FusedFrames | None = None
+        if isinstance(self.networks, TritonNetworks):
+            self._frames = FusedFrames(self.networks, self.model, config)
 
         self._clock = StageClock(device)
         time = self._clock.time
@@ -140,9 +147,7 @@ class Detector:
         load_weights(network, read_weights(source), str(source))
         chosen = choose_device(device)
         network = network.to(chosen).eval().requires_grad_(False)
-        networks, reason = open_networks(
-            backend, network, folder, Path(source), chosen, config.engine, progress
-        )
+        networks, reason = open_networks(backend, network, folder, Path(source), chosen, config.engine, progress)
         return cls(network, config, chosen, networks, reason)
 
     def detect(
@@ -169,6 +174,8 @@ class Detector:
         pose = self._pose if T_model_sensor is None else np.asarray(T_model_sensor, np.float64)
         given = T_model_sensor is not None or self.config.preprocess.sensor_pose
         find_ground = self.config.preprocess.find_ground and not given
+        if self._frames is not None:
+            return self._detect_fused(self._frames, points, pose, find_ground=find_ground)
         with torch.inference_mode():
             cloud = self._upload(points)
             cloud, pose = self._prepare(cloud, pose, find_ground=find_ground)
@@ -221,6 +228,8 @@ class Detector:
                 raise ConfigError(f"{key} cannot change while the detector runs; load it anew")
         self.config = config
         self._set_pose()
+        if self._frames is not None:
+            self._frames.configure(config)
 
     @property
     def timing_ms(self) -> dict[str, float]:
@@ -242,7 +251,28 @@ class Detector:
         identity = not preprocess.sensor_pose and not turned
         self._pose = None if identity else self.pose_in_model(pose_matrix(preprocess.sensor_pose))
 
+    def _detect_fused(
+        self, frames: FusedFrames, points: ArrayLike | Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
+    ) -> Boxes3D:
+        """`detect` where only the ground, if it is asked for, is found outside the frame."""
+        applied = np.eye(4) if pose is None else pose.copy()
+        cloud = self._checked(points)
+        if find_ground:
+            with torch.inference_mode():
+                cloud = cloud.to(self.device, torch.float32)
+                returns = drop_missing(cloud, self.model, self.config.preprocess)
+                applied[2, 3] = self.model.ground_z - float(ground_height(returns))
+        result = frames([cloud], [applied], timed=self._clock.enabled)
+        self._clock.timing_ms = result.stage_ms
+        self.num_points, self.num_voxels = result.num_points, result.num_voxels
+        self._note_dropped(result.num_dropped_voxels)
+        boxes = boxes_from_rows(result.rows[0], self.model, self.config.postprocess)
+        return boxes_to_source(boxes, applied)
+
     def _upload(self, points: ArrayLike | Tensor) -> Tensor:
+        return self._checked(points).to(self.device, torch.float32)
+
+    def _checked(self, points: ArrayLike | Tensor) -> Tensor:
         columns = self.model.feature_names
         cloud = torch.as_tensor(points if isinstance(points, Tensor) else np.asarray(points))
         if cloud.ndim != 2 or cloud.shape[1] != len(columns):
@@ -250,7 +280,7 @@ class Detector:
                 f"model {self.model.name} takes {len(columns)} columns ({', '.join(columns)}), "
                 f"got an array of shape {tuple(cloud.shape)}"
             )
-        return cloud.to(self.device, torch.float32)
+        return cloud
 
     def _to_model_frame(
         self, cloud: Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
@@ -268,17 +298,18 @@ class Detector:
         voxels = voxelize(points, self.model)
         self.num_points, self.num_voxels = len(voxels.points), len(voxels)
         room = self.networks.max_voxels
-        if room is None or len(voxels) <= room:
-            self.num_dropped_voxels = 0
-            return voxels
-        if not self.num_dropped_voxels:  # once, until a cloud fits again
+        dropped = 0 if room is None else max(len(voxels) - room, 0)
+        self._note_dropped(dropped)
+        return keep_nearest(voxels, self.model, len(voxels) - dropped)
+
+    def _note_dropped(self, count: int) -> None:
+        if count and not self.num_dropped_voxels:  # once, until a cloud fits again
             _LOG.warning(
                 "%d voxels, room for %d: the farthest are dropped (engine.profile.voxels, or dsvt export --voxels)",
-                len(voxels),
-                room,
+                self.num_voxels,
+                self.num_voxels - count,
             )
-        self.num_dropped_voxels = len(voxels) - room
-        return keep_nearest(voxels, self.model, room)
+        self.num_dropped_voxels = count
 
     def _download(self, found: DeviceBoxes) -> Boxes3D:
         keep = found.keep

@@ -1,4 +1,4 @@
-"""A layer of set attention as two kernels: attention inside each set, and all that follows it row by row.
+"""A layer of set attention as three kernels: projections, attention inside each set, and all that follows row by row.
 
 Features are float16 in memory, sums and norms float32 in registers. Letters as in `structures.py`; F channels of the
 feed-forward network, H heads. Every output element is written by one program, so repeated runs give the same bytes.
@@ -19,7 +19,7 @@ OUT_BIAS: tl.constexpr = tl.constexpr(0)
 DOWN_BIAS: tl.constexpr = tl.constexpr(1)
 NORM: tl.constexpr = tl.constexpr(2)  # weight and bias of norm1, norm2, the encoder's and the block's norm
 LAYER_NORM_EPS: tl.constexpr = tl.constexpr(1e-5)
-# A finite score for masked slots: even with all of a set masked, no softmax is NaN.
+# Added to the scores of slots that hold no voxel; finite, so that no softmax is NaN.
 MASKED: tl.constexpr = tl.constexpr(-1e4)
 
 
@@ -29,87 +29,85 @@ def tiled(weight: Tensor, height: int, width: int) -> Tensor:
     return weight.view(rows // width, width, columns // height, height).permute(0, 2, 3, 1).contiguous()
 
 
-# Addresses of these change their alignment with the number of voxels or sets; it is no reason to compile anew.
-@triton.jit(do_not_specialize_on_alignment=["set_indices", "set_mask"])
+@triton.jit
 def attend(
     qkv,  # (V, 3 D) float16; queries are scaled such that the softmax is one of powers of two
-    set_indices,  # (S, L)
-    set_mask,  # (S, L)
-    attended,  # (S L, D) float16; masked slots are not written
-    SET_SIZE: tl.constexpr,
-    SLOTS: tl.constexpr,  # SET_SIZE, padded
+    order,  # (V,) int32, voxels set after set
+    set_start,  # (S + 1,) int32, where each set begins in `order`
+    num_sets,  # (1,) int32
+    attended,  # (V, D) float16
+    SLOTS: tl.constexpr,  # of a set, padded
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,  # channels of a head
     PADDED_WIDTH: tl.constexpr,
 ):
     """Softmax attention of one head in one set."""
     channels: tl.constexpr = HEADS * WIDTH
-    number = tl.program_id(0)
+    number = tl.program_id(1)
+    # All at once: what a program waits for, one after the other, is what it takes.
+    total, first, end = tl.load(num_sets), tl.load(set_start + number), tl.load(set_start + number + 1)
+    if number >= total:
+        return
     slot = tl.arange(0, SLOTS)
     column = tl.arange(0, PADDED_WIDTH)
-    in_set = slot < SET_SIZE
-    voxel = tl.load(set_indices + number * SET_SIZE + slot, mask=in_set, other=0).to(tl.int32)
-    masked = tl.load(set_mask + number * SET_SIZE + slot, mask=in_set, other=1).to(tl.int1)
-    in_head = (column < WIDTH)[None, :]
-    penalty = tl.where(masked, MASKED, 0.0)[None, :]
-    source = voxel[:, None] * (3 * channels) + column[None, :]
-    target = (number * SET_SIZE + slot)[:, None] * channels + column[None, :]
-    first = tl.program_id(1) * WIDTH
-    query = tl.load(qkv + first + source, mask=in_head, other=0.0)
-    key = tl.load(qkv + first + channels + source, mask=in_head, other=0.0)
-    value = tl.load(qkv + first + 2 * channels + source, mask=in_head, other=0.0)
-    scores = tl.dot(query, tl.trans(key)) + penalty
+    in_set = slot < end - first
+    voxel = tl.load(order + first + slot, mask=in_set, other=0)
+    present = in_set[:, None] & (column < WIDTH)[None, :]
+    first_column = tl.program_id(0) * WIDTH
+    source = voxel[:, None] * (3 * channels) + first_column + column[None, :]
+    query = tl.load(qkv + source, mask=present, other=0.0)
+    key = tl.load(qkv + channels + source, mask=present, other=0.0)
+    value = tl.load(qkv + 2 * channels + source, mask=present, other=0.0)
+    scores = tl.dot(query, tl.trans(key)) + tl.where(in_set, 0.0, MASKED)[None, :]
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     result = tl.dot(weights.to(tl.float16), value) / tl.sum(weights, 1)[:, None]
-    tl.store(attended + first + target, result.to(tl.float16), mask=in_head & (in_set & ~masked)[:, None])
+    target = attended + voxel[:, None] * channels + first_column + column[None, :]
+    tl.store(target, result.to(tl.float16), mask=present)
 
 
-@triton.jit(do_not_specialize=["num_voxels"], do_not_specialize_on_alignment=["cell_of_voxel"])
+@triton.jit
 def project(
-    features,  # (V, D) float16 or float32
-    rounded,  # (V, D) float16, the same
-    qkv,  # (V, 3 D) float16
-    weights,  # tiles of (3 D, D)
+    features,  # descriptor of (V, D) float16, blocks [ROWS, CHUNK]
+    weights,  # descriptor of (D, 3 D) float16, blocks [CHUNK, COLUMNS]
     table,  # (cells, 3 D) float16: what each cell's position embedding and the bias add to the projections
-    cell_of_voxel,  # (V,)
-    num_voxels,
+    cell_of_voxel,  # (V,) int32
+    qkv,  # descriptor of (V, 3 D) float16, blocks [ROWS, COLUMNS]
+    num_voxels,  # (1,) int32
+    CHANNELS: tl.constexpr,
     CHUNK: tl.constexpr,
-    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Queries, keys and values for the first layer of a stage."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, CHUNK)
-    inside = (row < num_voxels)[:, None]
-    x = ()
-    for part in tl.static_range(PARTS):
-        at = row[:, None] * (PARTS * CHUNK) + (part * CHUNK + column)[None, :]
-        values = tl.load(features + at, mask=inside, other=0.0).to(tl.float16)
-        tl.store(rounded + at, values, mask=inside)
-        x = x + (values,)
-    _project(x, qkv, weights, table, cell_of_voxel, row, inside, CHUNK, PARTS, STAGES)
+    """Queries, keys and values of a layer."""
+    first_row, first_column = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
+    count = tl.load(num_voxels)
+    if first_row >= count:
+        return
+    row = first_row + tl.arange(0, ROWS)
+    cell = tl.load(cell_of_voxel + row, mask=row < count, other=0)
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for part in tl.range(CHANNELS // CHUNK, num_stages=STAGES):
+        sums = tl.dot(features.load([first_row, part * CHUNK]), weights.load([part * CHUNK, first_column]), sums)
+    column = first_column + tl.arange(0, COLUMNS)
+    added = table + cell[:, None] * (3 * CHANNELS) + column[None, :]
+    sums += tl.load(added, mask=(column < 3 * CHANNELS)[None, :], other=0.0).to(tl.float32)
+    qkv.store([first_row, first_column], sums.to(tl.float16))
 
 
-@triton.jit(do_not_specialize=["num_voxels"], do_not_specialize_on_alignment=["slot_of_voxel", "next_cells"])
+@triton.jit
 def finish_layer(
-    attended,  # (S L, D) float16
-    slot_of_voxel,  # (V,)
+    attended,  # (V, D) float16
     features,  # (V, D) float16: input of the layer
     block_input,  # (V, D) float16: input of the block, read by its last layer
     output,  # (V, D) float16
-    qkv,  # (V, 3 D) float16 of the next layer
     out_weights,  # tiles of (D, D)
     up_weights,  # tiles of (F, D)
     down_weights,  # tiles of (F, D)^T
     vectors,  # (10, D) float32
     up_bias,  # (F,) float32
-    next_weights,  # as for `project`, of the next layer
-    next_table,
-    next_cells,
-    num_voxels,
+    num_voxels,  # (1,) int32
     ENDS_BLOCK: tl.constexpr,
-    ENDS_STAGE: tl.constexpr,
     CHUNK: tl.constexpr,
     PARTS: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -117,18 +115,21 @@ def finish_layer(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Output projection, feed-forward network, residual sums and norms; then the next layer's projections."""
+    """Output projection, feed-forward network, residual sums and norms."""
     channels: tl.constexpr = PARTS * CHUNK
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first_row = tl.program_id(0) * ROWS
+    count = tl.load(num_voxels)
+    if first_row >= count:
+        return
+    row = first_row + tl.arange(0, ROWS)
     column = tl.arange(0, CHUNK)
-    inside = (row < num_voxels)[:, None]
+    inside = (row < count)[:, None]
     tile = column[:, None] * CHUNK + column[None, :]
     own = row[:, None] * channels + column[None, :]
 
-    slot = tl.load(slot_of_voxel + row, mask=row < num_voxels, other=0).to(tl.int32)
     sums = _zeros(ROWS, CHUNK, PARTS)
     for source in tl.range(PARTS, num_stages=STAGES):
-        part = tl.load(attended + slot[:, None] * channels + (source * CHUNK + column)[None, :], mask=inside, other=0.0)
+        part = tl.load(attended + source * CHUNK + own, mask=inside, other=0.0)
         added = ()
         for n in tl.static_range(PARTS):
             weight = tl.load(out_weights + (n * PARTS + source) * (CHUNK * CHUNK) + tile)
@@ -166,34 +167,6 @@ def finish_layer(
     x = _halves(sums, PARTS)
     for part in tl.static_range(PARTS):
         tl.store(output + part * CHUNK + own, x[part], mask=inside)
-    if not ENDS_STAGE:
-        _project(x, qkv, next_weights, next_table, next_cells, row, inside, CHUNK, PARTS, STAGES)
-
-
-@triton.jit
-def _project(
-    x,
-    qkv,
-    weights,
-    table,
-    cell_of_voxel,
-    row,
-    inside,
-    CHUNK: tl.constexpr,
-    PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    width: tl.constexpr = 3 * PARTS * CHUNK
-    column = tl.arange(0, CHUNK)
-    tile = column[:, None] * CHUNK + column[None, :]
-    cell = tl.load(cell_of_voxel + row[:, None], mask=inside, other=0).to(tl.int32)
-    for n in tl.range(3 * PARTS, num_stages=STAGES):
-        projected = tl.load(table + cell * width + (n * CHUNK + column)[None, :], mask=inside, other=0.0).to(tl.float32)
-        for k in tl.static_range(PARTS):
-            weight = tl.load(weights + (n * PARTS + k) * (CHUNK * CHUNK) + tile)
-            projected = tl.dot(x[k], weight, projected)
-        at = row[:, None] * width + (n * CHUNK + column)[None, :]
-        tl.store(qkv + at, projected.to(tl.float16), mask=inside)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +29,25 @@ class InferenceModules:
 
 def inference_modules(model: DSVT) -> InferenceModules:
     """Folded copies of the modules of `model`, which must be in evaluation mode and is left as it is."""
-    backbone_3d = copy.deepcopy(model.backbone_3d)
-    backbone_2d = copy.deepcopy(model.backbone_2d)
-    head = copy.deepcopy(model.dense_head)
+    backbone_3d, backbone_2d = folded_copy(model.backbone_3d), folded_copy(model.backbone_2d)
+    head = folded_copy(model.dense_head)
+    if isinstance(head, TransFusionHead):
+        return InferenceModules(backbone_3d, backbone_2d, head)
     with torch.no_grad():
-        tabulate_positions(backbone_3d)
-        tabulate_positions(head)
-        fold_batch_norms(backbone_2d)
-        fold_batch_norms(head)
-        if isinstance(head, TransFusionHead):
-            return InferenceModules(backbone_3d, backbone_2d, head)
         merged = MergedHead(head).to(next(model.parameters()).device)
     return InferenceModules(backbone_3d, backbone_2d, merged.eval())
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def folded_copy(module: Module) -> Module:
+    """A copy of a module in evaluation mode, with batch norms folded and position embeddings as tables."""
+    copied = copy.deepcopy(module).requires_grad_(False)
+    with torch.no_grad():
+        tabulate_positions(copied)
+        fold_batch_norms(copied)
+    return copied
 
 
 def fold_batch_norms(module: nn.Module) -> None:

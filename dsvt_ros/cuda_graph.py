@@ -1,0 +1,91 @@
+"""A frame as one CUDA graph; nothing else in the package knows of CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WARM_UPS = 2
+"""Runs before capturing: the first one compiles kernels, and libraries choose theirs."""
+
+
+class RunStage(Protocol):
+    """Runs a stage of a frame: `stage(name, function, *arguments)` is `function(*arguments)`."""
+
+    def __call__(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The result of `function`."""
+        ...
+
+
+def run_stage(name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run it, and no more."""
+    return function(*args, **kwargs)
+
+
+def timing_event() -> torch.cuda.Event:
+    """An event whose time on the device can be told."""
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event
+
+
+class FrameGraph:
+    """Launches of kernels, captured once and replayed, with the same tensors as input and output.
+
+    Attributes:
+        output: What the frame gives; every replay overwrites it.
+    """
+
+    def __init__(self, frame: Callable[[RunStage], Tensor], pool: Any) -> None:
+        """Capture.
+
+        Args:
+            frame: Runs every stage through its argument; never waits for the device, and takes its inputs from tensors
+                that stay where they are.
+            pool: Memory that several graphs share (`torch.cuda.graph_pool_handle`), of which one runs at a time.
+        """
+        self._frame, self._pool = frame, pool
+        self._stages: list[tuple[str, torch.cuda.CUDAGraph]] = []
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                frame(run_stage)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(self._graph, pool, capture_error_mode="thread_local"):
+            self.output = frame(run_stage)
+
+    def replay(self) -> None:
+        """Run all stages on the current stream."""
+        self._graph.replay()
+
+    def replay_stages(self) -> dict[str, float]:
+        """Run them one by one, each a graph of its own; gives the milliseconds of each on the device."""
+        if not self._stages:
+            self.output = self._frame(self._capture_stage)
+        events = [timing_event() for _ in range(len(self._stages) + 1)]
+        events[0].record()
+        for event, (_, graph) in zip(events[1:], self._stages, strict=True):
+            graph.replay()
+            event.record()
+        events[-1].synchronize()
+        return {
+            name: before.elapsed_time(after)
+            for (name, _), before, after in zip(self._stages, events, events[1:], strict=False)
+        }
+
+    def _capture_stage(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+            result = function(*args, **kwargs)
+        self._stages.append((name, graph))
+        return result

@@ -1,0 +1,348 @@
+"""The BEV backbone and the convolutions of CenterHead on maps as rows of cells; see `kernels.convolution`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsvt_ros.errors import EngineError
+from dsvt_ros.fused.structures import Grid
+from dsvt_ros.model.bev_backbone import BevBackbone, ResidualBlock
+
+ROWS = 128
+MAX_COLUMNS = 128
+MAX_CHUNK = 64
+GATHER_ROWS = 16
+INDEX_BLOCK = 32
+NUM_WARPS = 4
+MAX_ELEMENTS = 2**31 - 1
+"""Of a map: kernels count in 32 bits."""
+
+
+@dataclass(frozen=True)
+class BevRows:
+    """A BEV map as a row a cell, y after y, with an empty cell after each row and an empty row after each map.
+
+    Attributes:
+        rows: (B (H + 1) (W + 1), C) float16.
+        height: H, along y.
+        width: W, along x.
+    """
+
+    rows: Tensor
+    height: int
+    width: int
+
+    def image(self) -> Tensor:
+        """(B, C, H, W) view."""
+        maps = self.rows.view(-1, self.height + 1, self.width + 1, self.rows.shape[1])
+        return maps[:, : self.height, : self.width].permute(0, 3, 1, 2)
+
+
+def room_for(channels: int) -> int:
+    """Channels in memory: blocks are powers of two, and tensor cores take 16."""
+    return max(16, 1 << (channels - 1).bit_length()) if channels <= MAX_CHUNK else -(-channels // 64) * 64
+
+
+class FusedConvolution:
+    """A convolution, all that follows it, and its launch."""
+
+    def __init__(self, conv: nn.Conv2d, sources: Tensor | None = None) -> None:
+        """Take over weights.
+
+        Args:
+            conv: 3 by 3 with padding 1, or one without padding that is as wide as its stride; the batch norm folded.
+            sources: (channels in,) int64, where each channel lies in the input's rows; None if they lie as they are.
+        """
+        self.taps, self.stride = conv.kernel_size[0], conv.stride[0]
+        weight = conv.weight.detach()
+        self.channels_in = room_for(conv.in_channels) if sources is None else int(sources.max()) + 1
+        self.channels_in = room_for(self.channels_in)
+        self.channels_out = room_for(conv.out_channels)
+        matrix = weight.new_zeros(self.taps**2, self.channels_in, self.channels_out)
+        where = torch.arange(conv.in_channels, device=weight.device) if sources is None else sources
+        matrix[:, where, : conv.out_channels] = weight.permute(2, 3, 1, 0).flatten(0, 1)
+        self.matrix = half(matrix.flatten(0, 1))
+        self.bias = weight.new_zeros(self.channels_out)
+        if conv.bias is not None:
+            self.bias[: conv.out_channels] = conv.bias.detach()
+
+    def __call__(
+        self,
+        x: BevRows,
+        *,
+        relu: bool = True,
+        residual: BevRows | None = None,
+        products: tuple[Tensor, Tensor] | None = None,
+        output: Tensor | None = None,
+    ) -> BevRows:
+        """Convolve to rows of cells.
+
+        Args:
+            x: (rows, channels in).
+            relu: Whether a ReLU comes last.
+            residual: Added before it; only with stride 1.
+            products: Likewise, (V, channels out) rows of voxels and the (rows,) int32 voxel of each cell, -1 for none.
+            output: (rows, channels out) to write to; None makes a new one.
+        """
+        from dsvt_ros.kernels import convolution as kernels
+
+        height, width = -(-x.height // self.stride), -(-x.width // self.stride)
+        if self.taps == self.stride:
+            height, width = x.height // self.stride, x.width // self.stride
+        clouds = x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
+        num_rows = clouds * (height + 1) * (width + 1)
+        if output is None:
+            output = x.rows.new_empty(num_rows, self.channels_out)
+        blocks = blocks_of(self.channels_in, self.channels_out)
+        grid = (-(-num_rows // ROWS), self.channels_out // blocks["COLUMNS"])
+        weights = descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"])
+        target = descriptor(output, ROWS, blocks["COLUMNS"])
+        if self.stride > 1:
+            kernels.convolve_strided[grid](
+                x.rows, weights, self.bias, target, height, width, x.height, x.width, num_rows,
+                CIN=self.channels_in, TAPS=self.taps, STRIDE=self.stride, ROWS=ROWS, RELU=relu, **blocks,
+            )  # fmt: skip
+            return BevRows(output, height, width)
+        self._convolve(x, output, target, relu=relu, residual=residual, products=products, classes=0)
+        return BevRows(output, height, width)
+
+    def to_maps(self, x: BevRows, classes: int) -> Tensor:
+        """Convolve with stride 1 and without a ReLU to contiguous (B, classes, H, W) maps."""
+        clouds = x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
+        maps = x.rows.new_empty(clouds, classes, x.height, x.width)
+        self._convolve(x, x.rows, maps, relu=False, residual=None, products=None, classes=classes)
+        return maps
+
+    def _convolve(
+        self,
+        x: BevRows,
+        like: Tensor,
+        target: Any,
+        *,
+        relu: bool,
+        residual: BevRows | None,
+        products: tuple[Tensor, Tensor] | None,
+        classes: int,
+    ) -> None:
+        from dsvt_ros.kernels import convolution as kernels
+
+        blocks = blocks_of(self.channels_in, self.channels_out)
+        features, voxel_at = products or (like, like)
+        num_rows = x.rows.shape[0]
+        kernels.convolve[-(-num_rows // ROWS), self.channels_out // blocks["COLUMNS"]](
+            descriptor(x.rows, ROWS, blocks["CHUNK"]), descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]),
+            self.bias, descriptor(like if residual is None else residual.rows, ROWS, blocks["COLUMNS"]),
+            features, voxel_at, target, x.height, x.width, num_rows,
+            CIN=self.channels_in, TAPS=self.taps, ROWS=ROWS, RELU=relu, PRODUCT_STRIDE=features.stride(0),
+            RESIDUAL=2 if products else 1 if residual else 0, CLASSES=classes, **blocks,
+        )  # fmt: skip
+
+
+class FirstBlock:
+    """The first residual block: its input is the voxels, and cells without one need no arithmetic.
+
+    Every voxel is multiplied with the weights of all taps of the first convolution, and of the shortcut; then every
+    cell sums what the voxels around it have for it.
+    """
+
+    def __init__(self, block: ResidualBlock) -> None:
+        conv, shortcut = block.conv1, block.downsample_layer[0]  # type: ignore[index]
+        assert isinstance(shortcut, nn.Conv2d)
+        self.stride = conv.stride[0]
+        first, beside = FusedConvolution(conv), FusedConvolution(shortcut)
+        self.second = FusedConvolution(block.conv2)
+        self.channels = first.channels_out
+        if self.channels & (self.channels - 1):
+            raise EngineError(f"fused convolutions take powers of two as first channels, not {conv.out_channels}")
+        taps = torch.cat([first.matrix.view(9, -1, self.channels), beside.matrix[None]])
+        self.matrix = taps.transpose(0, 1).flatten(1).contiguous()
+        self.bias = first.bias
+        # The shortcut is added where the second convolution adds its own bias.
+        self.second.bias = self.second.bias + beside.bias
+
+    def __call__(self, features: Tensor, grid: Grid) -> BevRows:
+        """(V, D) features to (rows, channels)."""
+        from dsvt_ros.kernels import convolution as kernels
+
+        width, height, _ = grid.size
+        clouds = len(grid.voxel_of_cell) // (width * height)
+        num_rows_in = clouds * (height + 1) * (width + 1)
+        voxel_at = grid.voxel_of_cell.new_empty(num_rows_in)
+        kernels.index_cells[(-(-(width + 1) // INDEX_BLOCK), -(-(height + 1) // INDEX_BLOCK), clouds)](
+            grid.voxel_of_cell, voxel_at, height, width, BLOCK=INDEX_BLOCK
+        )
+        products = multiply(features, self.matrix, grid.num_voxels)
+        height_out, width_out = -(-height // self.stride), -(-width // self.stride)
+        num_rows = clouds * (height_out + 1) * (width_out + 1)
+        output = features.new_empty(num_rows, self.channels)
+        center = voxel_at.new_empty(num_rows)
+        kernels.gather_taps[(-(-num_rows // GATHER_ROWS),)](
+            products, voxel_at, self.bias, output, center, height_out, width_out, height, width, num_rows, num_rows_in,
+            PRODUCT_STRIDE=products.stride(0), STRIDE=self.stride, ROWS=GATHER_ROWS, COLUMNS=self.channels, num_warps=2,
+        )  # fmt: skip
+        shortcut = products[:, 9 * self.channels :]
+        return self.second(BevRows(output, height_out, width_out), products=(shortcut, center))
+
+
+class Upsampling:
+    """A transposed convolution as wide as its stride, with ReLU."""
+
+    def __init__(self, conv: nn.ConvTranspose2d) -> None:
+        self.stride = conv.stride[0]
+        self.channels_in, self.channels_out = room_for(conv.in_channels), room_for(conv.out_channels)
+        weight = conv.weight.detach()
+        matrix = weight.new_zeros(self.stride**2, self.channels_in, self.channels_out)
+        matrix[:, : conv.in_channels, : conv.out_channels] = weight.permute(2, 3, 0, 1).flatten(0, 1)
+        self.matrix = half(matrix.flatten(0, 1))
+        self.bias = weight.new_zeros(self.channels_out)
+        if conv.bias is not None:
+            self.bias[: conv.out_channels] = conv.bias.detach()
+
+    def __call__(self, x: BevRows, *, output: Tensor) -> BevRows:
+        """Write the upsampled map to `output` (rows, channels out), which may be a part of wider rows."""
+        from dsvt_ros.kernels import convolution as kernels
+
+        blocks = blocks_of(self.channels_in, self.channels_out)
+        num_rows = x.rows.shape[0]
+        grid = (-(-num_rows // ROWS), self.stride**2, self.channels_out // blocks["COLUMNS"])
+        kernels.upsample[grid](
+            descriptor(x.rows, ROWS, blocks["CHUNK"]), descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]),
+            self.bias, output, x.height, x.width, num_rows,
+            CIN=self.channels_in, STRIDE=self.stride, OUTPUT_STRIDE=output.stride(0), ROWS=ROWS, **blocks,
+        )  # fmt: skip
+        return BevRows(output, x.height * self.stride, x.width * self.stride)
+
+
+class FusedBevBackbone:
+    """`BevBackbone` from voxel features to rows of cells."""
+
+    def __init__(self, backbone: BevBackbone) -> None:
+        """Take over the weights of a backbone whose batch norms are folded.
+
+        Raises:
+            EngineError: The kernels do not take its sizes.
+        """
+        self._stages: list[list[Any]] = []
+        self._resamplings: list[FusedConvolution | Upsampling] = []
+        for number, (stage, deblock) in enumerate(zip(backbone.blocks, backbone.deblocks, strict=True)):
+            assert isinstance(stage, nn.Sequential)
+            assert isinstance(deblock, nn.Sequential)
+            blocks: list[Any] = []
+            for block in stage:
+                assert isinstance(block, ResidualBlock)
+                blocks.append(FirstBlock(block) if number == 0 and not blocks else _Block(block))
+            self._stages.append(blocks)
+            resample = deblock[0]
+            if isinstance(resample, nn.ConvTranspose2d):
+                self._resamplings.append(Upsampling(resample))
+            else:
+                assert isinstance(resample, nn.Conv2d)
+                self._resamplings.append(FusedConvolution(resample))
+        widths = [resample.channels_out for resample in self._resamplings]
+        self._slices = [slice(sum(widths[:i]), sum(widths[: i + 1])) for i in range(len(widths))]
+        real = [deblock[0].out_channels for deblock in backbone.deblocks]  # type: ignore[index]
+        self.sources = torch.cat(
+            [torch.arange(count) + part.start for count, part in zip(real, self._slices, strict=True)]
+        )
+        """(channels,) int64: where the channels of the backbone lie in the rows."""
+
+    def image(self, rows: BevRows) -> Tensor:
+        """(B, channels, H, W) view, or a copy where channels do not lie side by side."""
+        image = rows.image()
+        if image.shape[1] == len(self.sources):
+            return image
+        return image[:, self.sources.to(image.device)]
+
+    def __call__(self, features: Tensor, grid: Grid) -> BevRows:
+        """(V, D) float16 features of the pillars in `grid` to (rows, channels)."""
+        x: BevRows | None = None
+        rows: Tensor | None = None
+        for blocks, resample, part in zip(self._stages, self._resamplings, self._slices, strict=True):
+            for block in blocks:
+                x = block(features, grid) if x is None else block(x)
+            assert x is not None
+            height, width = _resampled(x, resample)
+            if rows is None:
+                clouds = x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
+                rows = features.new_empty(clouds * (height + 1) * (width + 1), self._slices[-1].stop)
+            result = resample(x, output=rows[:, part])
+        assert rows is not None
+        return BevRows(rows, result.height, result.width)
+
+
+class FusedHeatmaps:
+    """CenterHead's shared convolution and the heatmaps of all its groups."""
+
+    def __init__(self, shared: nn.Conv2d, hidden: nn.Conv2d, output: nn.Conv2d, sources: Tensor) -> None:
+        """Take over weights; `sources` as for `FusedConvolution`."""
+        self._shared = FusedConvolution(shared, sources.to(shared.weight.device))
+        self._hidden, self._output = FusedConvolution(hidden), FusedConvolution(output)
+        self._channels = shared.out_channels
+
+    def __call__(self, bev: BevRows, classes: int) -> tuple[Tensor, Tensor]:
+        """Rows to logits (B, classes, H, W), contiguous, and the shared map (B, C, H, W), channels last; float16."""
+        shared = self._shared(bev)
+        return self._output.to_maps(self._hidden(shared), classes), shared.image()[:, : self._channels]
+
+
+class _Block:
+    def __init__(self, block: ResidualBlock) -> None:
+        self._first, self._second = FusedConvolution(block.conv1), FusedConvolution(block.conv2)
+        shortcut = block.downsample_layer
+        self._shortcut = FusedConvolution(shortcut[0]) if isinstance(shortcut, nn.Sequential) else None  # type: ignore[arg-type]
+
+    def __call__(self, x: BevRows) -> BevRows:
+        beside = x if self._shortcut is None else self._shortcut(x, relu=False)
+        return self._second(self._first(x), residual=beside)
+
+
+def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
+    """(V, K) times (K, N), float16, of which the first `num_rows` (1,) int32 rows are written."""
+    from dsvt_ros.kernels import convolution as kernels
+
+    count, channels = features.shape
+    blocks = blocks_of(channels, matrix.shape[1])
+    output = features.new_empty(count, matrix.shape[1])
+    kernels.multiply[(matrix.shape[1] // blocks["COLUMNS"], -(-count // ROWS))](
+        descriptor(features, ROWS, blocks["CHUNK"]), descriptor(matrix, blocks["CHUNK"], blocks["COLUMNS"]),
+        descriptor(output, ROWS, blocks["COLUMNS"]), num_rows, CIN=channels, ROWS=ROWS, **blocks,
+    )  # fmt: skip
+    return output
+
+
+def blocks_of(channels_in: int, channels_out: int) -> dict[str, int]:
+    """Extents of blocks and how a kernel is launched."""
+    chunk = min(channels_in & -channels_in, MAX_CHUNK)
+    columns = min(channels_out & -channels_out, MAX_COLUMNS)
+    return {"CHUNK": chunk, "COLUMNS": columns, "STAGES": 3 if columns == MAX_COLUMNS else 4, "num_warps": NUM_WARPS}
+
+
+def descriptor(matrix: Tensor, rows: int, columns: int) -> Any:
+    """A matrix that kernels read and write in blocks of rows by columns."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if matrix.shape[0] * matrix.stride(0) > MAX_ELEMENTS:
+        raise EngineError(
+            f"a map of {matrix.shape[0]} cells is more than the kernels can number; use torch or tensorrt"
+        )
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
+def half(values: Tensor) -> Tensor:
+    """`values` in float16; `EngineError` if they are beyond its range."""
+    result = values.half().contiguous()
+    if not torch.isfinite(result).all():
+        raise EngineError(
+            f"weights of up to {values.abs().max():.3g} are beyond the range of float16 (65504); use torch"
+        )
+    return result
+
+
+def _resampled(x: BevRows, resample: FusedConvolution | Upsampling) -> tuple[int, int]:
+    if isinstance(resample, Upsampling):
+        return x.height * resample.stride, x.width * resample.stride
+    return x.height // resample.stride, x.width // resample.stride

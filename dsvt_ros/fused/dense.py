@@ -1,0 +1,147 @@
+"""The dense network from pillar features to what the head says, by whichever convolutions are faster here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsvt_ros.config import ModelConfig
+from dsvt_ros.cuda_graph import FrameGraph, timing_event
+from dsvt_ros.errors import EngineError
+from dsvt_ros.export.networks import maps_from_tensors, named_maps, to_half
+from dsvt_ros.fused.bev import FusedBevBackbone, FusedHeatmaps
+from dsvt_ros.fused.peak_head import PeakHead
+from dsvt_ros.fused.structures import Grid
+from dsvt_ros.model.bev_backbone import BevBackbone
+from dsvt_ros.model.transfusion_head import TransFusionHead
+from dsvt_ros.structures import ProposalMaps
+
+_LOG = logging.getLogger(__name__)
+
+TRIALS = 20
+"""Runs of which the median decides."""
+
+
+@dataclass(frozen=True)
+class PeakMaps:
+    """What is computed of CenterHead in every cell.
+
+    Attributes:
+        logits: (B, classes, H, W) float16 heatmaps.
+        shared: (B, D, H, W) float16, what the other branches start from.
+    """
+
+    logits: Tensor
+    shared: Tensor
+
+
+Maps = PeakMaps | ProposalMaps
+Dense = Callable[[Tensor, Grid], Maps]
+
+
+class KernelConvolutions:
+    """The convolutions in kernels of our own."""
+
+    def __init__(self, backbone: BevBackbone, head: PeakHead | TransFusionHead, model: ModelConfig) -> None:
+        """Take over weights; `EngineError` if the kernels do not take their sizes."""
+        self._backbone, self._head, self._model = FusedBevBackbone(backbone), head, model
+        self._heatmaps: FusedHeatmaps | None = None
+        if isinstance(head, PeakHead):
+            shared = head.shared_conv[0]
+            assert isinstance(shared, nn.Conv2d)
+            self._heatmaps = FusedHeatmaps(shared, head.heatmap_hidden, head.heatmap, self._backbone.sources)
+
+    def __call__(self, features: Tensor, grid: Grid) -> Maps:
+        """(V, D) features of the pillars in `grid` to what the head says."""
+        rows = self._backbone(features, grid)
+        if self._heatmaps is not None:
+            logits, shared = self._heatmaps(rows, len(self._model.class_names))
+            return PeakMaps(logits, shared)
+        return _proposals(self._head(self._backbone.image(rows)), self._model)
+
+
+class LibraryConvolutions:
+    """The convolutions in PyTorch, which takes them from cuDNN."""
+
+    def __init__(self, backbone: BevBackbone, head: PeakHead | TransFusionHead, model: ModelConfig) -> None:
+        self._backbone, self._head, self._model = backbone, head, model
+
+    def __call__(self, features: Tensor, grid: Grid) -> Maps:
+        """(V, D) features of the pillars in `grid` to what the head says."""
+        said = self._head(self._backbone(place(features, grid)))
+        return PeakMaps(*said) if isinstance(self._head, PeakHead) else _proposals(said, self._model)
+
+
+def open_dense(backbone: BevBackbone, head: nn.Module, model: ModelConfig, like: Grid, channels: int) -> Dense:
+    """The faster of both, measured with features of no meaning in all the pillars that `like` has room for.
+
+    Args:
+        backbone: Batch norms folded; becomes float16.
+        head: PeakHead or TransFusionHead, likewise.
+        model: Gives the classes.
+        like: Room for pillars.
+        channels: Of a pillar's feature.
+    """
+    assert isinstance(head, (PeakHead, TransFusionHead))
+    own: Dense | None = None
+    try:
+        own = KernelConvolutions(backbone, head, model)
+    except EngineError as error:
+        _LOG.info("convolutions of cuDNN: %s", error)
+    for network in (backbone, head):
+        to_half(network)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    library = LibraryConvolutions(backbone, head, model)
+    device = like.cell_of_voxel.device
+    if own is None:
+        return library
+    if device.type != "cuda":
+        return own
+    count = len(like.cell_of_voxel)
+    cells = torch.randperm(len(like.voxel_of_cell), device=device)[:count].sort().values.int()
+    voxel_of_cell = torch.full_like(like.voxel_of_cell, -1)
+    voxel_of_cell[cells.long()] = torch.arange(count, dtype=torch.int32, device=device)
+    grid = Grid(like.size, voxel_of_cell, cells, torch.full_like(like.num_voxels, count))
+    features = torch.randn(count, channels, device=device, dtype=torch.float16)
+    times = {"own kernels": _time(own, features, grid), "cuDNN": _time(library, features, grid)}
+    _LOG.info("dense network: %s", ", ".join(f"{ms:.2f} ms with {name}" for name, ms in times.items()))
+    return own if times["own kernels"] <= times["cuDNN"] else library
+
+
+def place(features: Tensor, grid: Grid) -> Tensor:
+    """(V, D) features of pillars to a (B, D, H, W) map, channels last; empty cells are zero."""
+    nx, ny, _ = grid.size
+    voxel = grid.voxel_of_cell.view(-1, nx, ny).transpose(1, 2).reshape(-1)
+    rows = features.index_select(0, voxel.clamp_min(0))
+    rows = torch.where((voxel >= 0)[:, None], rows, 0)
+    return rows.view(-1, ny, nx, features.shape[1]).permute(0, 3, 1, 2)
+
+
+def _proposals(maps: object, model: ModelConfig) -> ProposalMaps:
+    assert isinstance(maps, ProposalMaps)
+    single = maps_from_tensors(dict(named_maps(maps)), model)
+    assert isinstance(single, ProposalMaps)
+    return single
+
+
+def _time(dense: Dense, features: Tensor, grid: Grid) -> float:
+    """Median milliseconds."""
+
+    def frame(run: object) -> Tensor:
+        maps = dense(features, grid)
+        return maps.logits if isinstance(maps, PeakMaps) else maps.heatmap
+
+    graph = FrameGraph(frame, torch.cuda.graph_pool_handle())
+    times: list[float] = []
+    for _ in range(TRIALS):
+        before, after = timing_event(), timing_event()
+        before.record()
+        graph.replay()
+        after.record()
+        after.synchronize()
+        times.append(float(before.elapsed_time(after)))
+    return sorted(times)[TRIALS // 2]

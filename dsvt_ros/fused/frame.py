@@ -1,0 +1,247 @@
+"""Whole frames on a GPU without a wait of the host: points in host memory to rows of boxes in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsvt_ros.backends.triton import TritonNetworks, on_device
+from dsvt_ros.capacity import default_voxels
+from dsvt_ros.config import CenterHeadConfig, DetectorConfig, ModelConfig
+from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
+from dsvt_ros.fused.dense import Maps, PeakMaps
+from dsvt_ros.fused.encode import FusedEncoder
+from dsvt_ros.fused.partition import FusedPartition
+from dsvt_ros.fused.peaks import PeakFinder, Peaks, least_logit
+from dsvt_ros.fused.structures import FusedVoxels
+from dsvt_ros.fused.suppress import EXTRA_COLUMNS, Suppressor
+from dsvt_ros.fused.voxelize import Voxelizer
+from dsvt_ros.postprocess import class_groups, decode
+from dsvt_ros.structures import DeviceBoxes, ProposalMaps
+
+MIN_POINTS = 16_384
+"""Room for points is this or a power of two times it, so that clouds of all sizes need few graphs."""
+POSE_NUMBERS = 12
+HEADER = 16
+"""Floats of a cloud before the points: its pose, the row after its last point, and nothing."""
+COUNTS = 3
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """What a frame gives, in host memory.
+
+    Attributes:
+        rows: (B, M, box_size + 3) float32, see `fused.suppress.boxes_from_rows`.
+        num_points: Points inside the model's range.
+        num_voxels: Occupied voxels, the dropped ones too.
+        num_dropped_voxels: Of these, the farthest ones, for which there was no room.
+        stage_ms: Milliseconds of each stage on the device, if asked for.
+    """
+
+    rows: NDArray[np.float32]
+    num_points: int
+    num_voxels: int
+    num_dropped_voxels: int
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+
+class FusedFrames:
+    """Detects in frames of one or several clouds; the launches for a size are captured when it first occurs.
+
+    Attributes:
+        model: The network and the data it was trained for.
+        networks: What runs in the frames.
+        device: Where frames run.
+        pool: Memory of captured graphs; None on the CPU, where Triton interprets the kernels.
+    """
+
+    def __init__(self, networks: TritonNetworks, model: ModelConfig, config: DetectorConfig) -> None:
+        """Make ready for any clouds.
+
+        Args:
+            networks: Runs on the device where its encoder is.
+            model: That of the networks.
+            config: Run-time options; change them through `configure`.
+
+        Raises:
+            EngineError: The kernels do not take the model's encoder.
+        """
+        self.model, self.networks = model, networks
+        self.device = next(networks.encoder.parameters()).device
+        FusedEncoder(networks.encoder, model, 1)  # raises what any other would
+        self._frames: dict[tuple[int, int], _Frame] = {}
+        self.pool: Any = None
+        if self.device.type == "cuda":
+            with on_device(self.device):
+                self.pool = torch.cuda.graph_pool_handle()
+        self.configure(config)
+
+    def configure(self, config: DetectorConfig) -> None:
+        """Take other run-time options; kernels are captured anew."""
+        self._config = config
+        self._frames.clear()
+        self._suppressor = Suppressor(self.model, config.postprocess, self.device)
+        self._finder: PeakFinder | None = None
+        if isinstance(self.model.head, CenterHeadConfig):
+            sizes = [len(group) for group in class_groups(self.model)]
+            self._finder = PeakFinder(sizes, config.postprocess.max_candidates, self.device)
+
+    def room_for_voxels(self, points: int, clouds: int = 1) -> int:
+        """Voxels that frames of up to so many points have room for."""
+        return min(points, clouds * (max(self._config.engine.profile.voxels, default=0) or default_voxels(self.model)))
+
+    def __call__(
+        self,
+        clouds: Sequence[NDArray[np.float32] | Tensor],
+        poses: Sequence[NDArray[np.float64]],
+        *,
+        timed: bool = False,
+    ) -> FrameResult:
+        """Run a frame.
+
+        Args:
+            clouds: Of each of B clouds the (N, C) float32 points, columns as `model.features`, in the sensor's frame.
+            poses: (4, 4) model's frame from sensor's of each cloud.
+            timed: Whether to time stages, which then run one by one.
+        """
+        count = sum(len(cloud) for cloud in clouds)
+        room = MIN_POINTS
+        while room < count:
+            room *= 2
+        with torch.inference_mode(), on_device(self.device):
+            frame = self._frames.get((room, len(clouds)))
+            if frame is None:
+                frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
+            return frame.run(clouds, poses, timed=timed)
+
+    def _peaks(self, maps: PeakMaps) -> tuple[Peaks, Tensor]:
+        assert self._finder is not None
+        assert self.networks.peak_head is not None
+        peaks = self._finder(maps.logits, least_logit(self._config.postprocess.score_threshold))
+        return peaks, self.networks.peak_head.at_peaks(maps.shared, peaks.index)
+
+    def _suppress_peaks(self, peaks: Peaks, values: Tensor) -> Tensor:
+        assert self.networks.peak_head is not None
+        return self._suppressor.from_peaks(peaks, values, self.networks.peak_head.columns)
+
+    def _decode(self, maps: ProposalMaps, clouds: int) -> list[DeviceBoxes]:
+        return [decode(maps, self.model, self._config.postprocess, cloud) for cloud in range(clouds)]
+
+    def detect(
+        self,
+        stage: RunStage,
+        *,
+        voxelizer: Voxelizer,
+        encoder: FusedEncoder,
+        partition: FusedPartition,
+        inputs: _Inputs,
+    ) -> Tensor:
+        """The stages of a frame; the rows of all clouds and the counts, in one tensor."""
+        config = self._config
+        voxels = stage("voxelize", voxelizer, inputs.points, inputs.ends, inputs.poses, config.preprocess)
+        features = stage("encode", encoder, voxels)
+        stages = stage("partition", partition, voxels.grid)
+        features = stage("sparse", self.networks.backbone_3d, features, stages)
+        maps: Maps = stage("dense", self.networks.dense_network, features, stages[-1].grid)
+        if isinstance(maps, PeakMaps):
+            peaks, values = stage("decode", self._peaks, maps)
+            rows = stage("nms", self._suppress_peaks, peaks, values)
+        else:
+            found = stage("decode", self._decode, maps, inputs.clouds)
+            rows = stage("nms", self._suppressor.from_boxes, found)
+        return stage("pack", _pack, rows, voxels)
+
+
+class _Inputs:
+    """A frame's inputs in host and in device memory, each in one piece: poses, ends, points."""
+
+    def __init__(self, points: int, clouds: int, columns: int, device: torch.device) -> None:
+        self.clouds = clouds
+        size = clouds * HEADER + points * columns
+        self._host = torch.zeros(size, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(size, device=device)
+        self._host_points, self._host_poses, self._host_ends = self._parts(self._host, points, columns)
+        self.points, self.poses, self.ends = self._parts(self._device, points, columns)
+
+    def upload(self, clouds: Sequence[NDArray[np.float32] | Tensor], poses: Sequence[NDArray[np.float64]]) -> None:
+        """Begin to copy the clouds to the device; points that are there already stay there."""
+        ends = np.cumsum([len(cloud) for cloud in clouds])
+        self._host_ends.copy_(torch.from_numpy(ends))
+        self._host_poses.copy_(torch.from_numpy(np.stack([pose[:3] for pose in poses])))
+        begin, on_host = 0, 0
+        for cloud, end in zip(clouds, ends.tolist(), strict=True):
+            values = torch.as_tensor(cloud)
+            if values.device.type == "cpu":
+                self._host_points[begin:end].copy_(values)
+                on_host = end
+            begin = end
+        copied = self.clouds * HEADER + on_host * self.points.shape[1]
+        self._device[:copied].copy_(self._host[:copied], non_blocking=True)
+        begin = 0
+        for cloud, end in zip(clouds, ends.tolist(), strict=True):
+            if isinstance(cloud, Tensor) and cloud.device.type != "cpu":
+                self.points[begin:end].copy_(cloud)
+            begin = end
+
+    def _parts(self, values: Tensor, points: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+        poses = values[: self.clouds * POSE_NUMBERS].view(self.clouds, 3, 4)
+        ends = values.view(torch.int32)[self.clouds * POSE_NUMBERS :][: self.clouds]
+        return values[self.clouds * HEADER :].view(points, columns), poses, ends
+
+
+class _Frame:
+    """Frames of up to so many points: kernels' tables, inputs and output, and on a GPU the captured launches."""
+
+    def __init__(self, frames: FusedFrames, points: int, clouds: int) -> None:
+        model, device = frames.model, frames.device
+        room = frames.room_for_voxels(points, clouds)
+        self._inputs = _Inputs(points, clouds, len(model.features), device)
+        self._detect = partial(
+            frames.detect,
+            voxelizer=Voxelizer(model, device, points, room, clouds),
+            encoder=FusedEncoder(frames.networks.encoder, model, room),
+            partition=FusedPartition(model, device, room, clouds),
+            inputs=self._inputs,
+        )
+        self._columns = model.box_size + EXTRA_COLUMNS
+        self._graph: FrameGraph | None = None
+        if frames.pool is not None:
+            self._graph = FrameGraph(self._detect, frames.pool)
+            self._output = torch.empty(self._graph.output.shape, pin_memory=True)
+
+    def run(
+        self, clouds: Sequence[NDArray[np.float32] | Tensor], poses: Sequence[NDArray[np.float64]], *, timed: bool
+    ) -> FrameResult:
+        """See `FusedFrames.__call__`."""
+        self._inputs.upload(clouds, poses)
+        stage_ms: dict[str, float] = {}
+        if self._graph is None:
+            values = self._detect(run_stage).numpy()
+        else:
+            if timed:
+                stage_ms = self._graph.replay_stages()
+            else:
+                self._graph.replay()
+            self._output.copy_(self._graph.output, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            values = self._output.numpy()
+        num_points, num_voxels, num_dropped, *last_voxel = values[-COUNTS - len(clouds) :].astype(int).tolist()
+        rows = values[: -COUNTS - len(clouds)].reshape(len(clouds), -1, self._columns).copy()
+        # Without voxels, the dense network sees objects in its own biases.
+        rows[[last < 0 for last in last_voxel], :, -1] = 0
+        return FrameResult(rows, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
+
+
+def _pack(rows: Tensor, voxels: FusedVoxels) -> Tensor:
+    """The rows, `COUNTS` counts and each cloud's last voxel, in float32, which holds whole numbers up to 2**24."""
+    last_voxel = voxels.grid.voxel_of_cell.view(len(rows), -1).amax(1)
+    counts = torch.cat([voxels.num_points, voxels.grid.num_voxels, voxels.num_dropped, last_voxel])
+    return torch.cat([rows.flatten(), counts.float()])

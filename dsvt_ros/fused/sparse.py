@@ -1,0 +1,217 @@
+"""The set-attention backbone in float16 kernels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsvt_ros.config import Backbone3dConfig
+from dsvt_ros.errors import EngineError
+from dsvt_ros.export.networks import to_half
+from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half
+from dsvt_ros.fused.structures import FusedStage
+from dsvt_ros.model.set_attention import SetAttentionBackbone, SetAttentionEncoder
+from dsvt_ros.structures import Pooling
+
+MIN_EXTENT = 16
+"""Of a block: what tensor cores take."""
+MAX_CHUNK = 64
+MAX_HIDDEN = 64
+MAX_PARTS = 4
+MAX_SLOTS = 128
+MAX_HEAD_WIDTH = 64
+ROWS_OF_WARP = 16
+LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0))
+"""GPUs whose programs may use 160 KiB and more: room for three stages; others have 100 KiB."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of a layer as the kernels want them; see `kernels.set_attention`.
+
+    Attributes:
+        shift: Window shift whose sets it attends in.
+        order: Which of a block's two layers it is: sort order of its sets, and window shift of its positions.
+    """
+
+    shift: int
+    order: int
+    qkv_weights: Tensor
+    table: Tensor
+    out_weights: Tensor
+    up_weights: Tensor
+    down_weights: Tensor
+    vectors: Tensor
+    up_bias: Tensor
+
+
+class FusedBackbone3d:
+    """`SetAttentionBackbone` on fused stages."""
+
+    def __init__(self, backbone: SetAttentionBackbone, config: Backbone3dConfig, device: torch.device) -> None:
+        """Take over the weights of a backbone whose position embeddings are tables.
+
+        Raises:
+            EngineError: The model has sizes that the kernels do not take.
+        """
+        self._config = config
+        self._sizes = _Sizes.of(config, device)
+        with torch.no_grad():
+            self._layers = [
+                _layers_of_stage(backbone, stage, shifts, self._sizes) for stage, shifts in enumerate(config.shifts)
+            ]
+        self._poolings = [backbone.get_submodule(f"stage_{stage}_reduction") for stage in range(len(config.stages) - 1)]
+        for pooling in self._poolings:
+            to_half(pooling)
+
+    def __call__(self, features: Tensor, stages: tuple[FusedStage, ...]) -> Tensor:
+        """(V, D) float16 voxel features to (V', D) of the last stage."""
+        for number, stage in enumerate(stages):
+            features = self._run_stage(self._layers[number], features, stage, self._config.stages[number].set_size)
+            if stage.pooled is not None:
+                features = self._poolings[number](features, _pooling(stage.pooled, stages[number + 1].grid.num_voxels))
+        return features
+
+    def _run_stage(self, layers: list[_Layer], features: Tensor, stage: FusedStage, set_size: int) -> Tensor:
+        from dsvt_ros.kernels import set_attention as kernels
+
+        sizes = self._sizes
+        count, channels = features.shape
+        num_voxels = stage.grid.num_voxels
+        qkv = features.new_empty(count, 3 * channels)
+        attended = torch.empty_like(features)
+        columns = min(MAX_COLUMNS, _padded(3 * channels))
+        block_input = features
+        for layer in layers:
+            kernels.project[-(-3 * channels // columns), -(-count // ROWS)](
+                descriptor(features, ROWS, sizes.chunk), descriptor(layer.qkv_weights, sizes.chunk, columns),
+                layer.table, stage.cells[layer.order], descriptor(qkv, ROWS, columns), num_voxels,
+                CHANNELS=channels, CHUNK=sizes.chunk, COLUMNS=columns, ROWS=ROWS, STAGES=3, num_warps=4,
+            )  # fmt: skip
+            sets = stage.sets[layer.shift]
+            assert sets is not None
+            kernels.attend[sizes.num_heads, len(sets.set_start) - 1](
+                qkv, sets.order[layer.order], sets.set_start, sets.num_sets, attended,
+                SLOTS=_padded(set_size), HEADS=sizes.num_heads, WIDTH=channels // sizes.num_heads,
+                PADDED_WIDTH=_padded(channels // sizes.num_heads), num_warps=4,
+            )  # fmt: skip
+            output = torch.empty_like(features)
+            kernels.finish_layer[(-(-count // sizes.rows),)](
+                attended, features, block_input, output,
+                layer.out_weights, layer.up_weights, layer.down_weights, layer.vectors, layer.up_bias, num_voxels,
+                ENDS_BLOCK=layer.order == 1, CHUNK=sizes.chunk, PARTS=channels // sizes.chunk, HIDDEN=sizes.hidden,
+                UP_PARTS=len(layer.up_bias) // sizes.hidden, ROWS=sizes.rows, STAGES=sizes.stages,
+                num_warps=sizes.rows // ROWS_OF_WARP,
+            )  # fmt: skip
+            features = output
+            if layer.order == 1:
+                block_input = features
+        return features
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Extents of the kernels' blocks.
+
+    Attributes:
+        chunk: Channels of a block.
+        hidden: The same in the feed-forward network.
+        rows: Voxels that one program finishes; the more, the less often weights are read.
+        stages: Weight tiles on their way to shared memory.
+        num_heads: Heads of the attention.
+    """
+
+    chunk: int
+    hidden: int
+    rows: int
+    stages: int
+    num_heads: int
+
+    @staticmethod
+    def of(config: Backbone3dConfig, device: torch.device) -> _Sizes:
+        """Those for a model and a GPU; `EngineError` if there are none."""
+        channels, width = config.channels, config.channels // config.num_heads
+        chunk, hidden = _largest_divisor(channels, MAX_CHUNK), _largest_divisor(config.ffn_channels, MAX_HIDDEN)
+        if min(chunk, hidden) < MIN_EXTENT or channels // chunk > MAX_PARTS:
+            raise EngineError(
+                f"backend triton takes 1 to {MAX_PARTS} times 16, 32 or 64 channels, and any multiple of 16 in the "
+                f"feed-forward network; this model has {channels} and {config.ffn_channels}: use torch or tensorrt"
+            )
+        largest = max(stage.set_size for stage in config.stages)
+        if largest > MAX_SLOTS or width > MAX_HEAD_WIDTH:
+            raise EngineError(
+                f"backend triton takes sets of up to {MAX_SLOTS} voxels and heads of up to {MAX_HEAD_WIDTH} channels; "
+                f"this model has {largest} and {width}: use torch or tensorrt"
+            )
+        data_centre = device.type == "cuda" and torch.cuda.get_device_capability(device) in LARGE_SHARED_MEMORY
+        return _Sizes(chunk, hidden, 128, 3 if data_centre else 2, config.num_heads)
+
+
+def _pooling(pooled: Tensor, num_pooled: Tensor) -> Pooling:
+    """The slots of pooled voxels, with rows beyond their number empty."""
+    there = torch.arange(len(pooled), device=pooled.device)[:, None] < num_pooled
+    indices = torch.where(there, pooled, -1)
+    return Pooling(indices.clamp_min(0).long(), indices < 0)
+
+
+def _padded(size: int) -> int:
+    """Blocks have powers of two as extents."""
+    return max(MIN_EXTENT, 1 << (size - 1).bit_length())
+
+
+def _largest_divisor(size: int, limit: int) -> int:
+    """The largest power of two that divides `size`, up to `limit`."""
+    return min(size & -size, limit)
+
+
+def _layers_of_stage(
+    backbone: SetAttentionBackbone, stage: int, shifts: tuple[int, ...], sizes: _Sizes
+) -> list[_Layer]:
+    layers = []
+    for block, shift in enumerate(shifts):
+        encoders = backbone.get_submodule(f"stage_{stage}.{block}.encoder_list")
+        block_norm = backbone.get_submodule(f"residual_norm_stage_{stage}.{block}")
+        embeddings = backbone.input_layer.posembed_layers[stage][block]  # type: ignore[index]
+        assert isinstance(encoders, nn.ModuleList)
+        for order, (encoder, embedding) in enumerate(zip(encoders, embeddings, strict=True)):
+            assert isinstance(encoder, SetAttentionEncoder)
+            layers.append(_layer(encoder, block_norm, embedding.table(), shift, order, sizes))
+    return layers
+
+
+def _layer(
+    encoder: SetAttentionEncoder, block_norm: nn.Module, positions: Tensor, shift: int, order: int, sizes: _Sizes
+) -> _Layer:
+    from dsvt_ros.kernels.set_attention import tiled
+
+    layer, chunk = encoder.win_attn, sizes.chunk
+    attention = layer.self_attn
+    channels = attention.out_proj.in_features
+    weight, bias = attention.in_proj_weight.clone(), attention.in_proj_bias.clone()
+    # The softmax's scale, and what makes its exponentials powers of two.
+    scale = math.log2(math.e) * (channels // attention.num_heads) ** -0.5
+    weight[:channels] *= scale
+    bias[:channels] *= scale
+    # (x + position) W = x W + position W, and the position has only as many values as a window has cells.
+    table = bias.expand(len(positions), -1).clone()
+    table[:, : 2 * channels] += positions @ weight[: 2 * channels].T
+    norms = (layer.norm1, layer.norm2, encoder.norm, block_norm)
+    vectors: list[Tensor] = [attention.out_proj.bias, layer.linear2.bias]
+    for norm in norms:
+        assert isinstance(norm, nn.LayerNorm)
+        vectors += [norm.weight, norm.bias]
+    return _Layer(
+        shift,
+        order,
+        qkv_weights=half(weight.T),
+        table=half(table),
+        out_weights=half(tiled(attention.out_proj.weight, chunk, chunk)),
+        up_weights=half(tiled(layer.linear1.weight, chunk, sizes.hidden)),
+        # The other way round: tiles of one chunk of hidden channels lie together.
+        down_weights=half(tiled(layer.linear2.weight, sizes.hidden, chunk).transpose(0, 1)),
+        vectors=torch.stack(vectors),
+        up_bias=layer.linear1.bias.detach().clone(),
+    )
