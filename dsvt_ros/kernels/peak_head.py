@@ -14,8 +14,7 @@ AREA: tl.constexpr = tl.constexpr(9)  # cells of a neighbourhood
 MAX_OUTPUTS: tl.constexpr = tl.constexpr(3)  # channels of a branch
 
 
-# The map lies anywhere in memory; that is no reason to compile anew.
-@triton.jit(do_not_specialize_on_alignment=["shared"])
+@triton.jit
 def branches_at_peaks(
     shared,  # (B, WIDTH, H, W), a cell's channels side by side
     index,  # (B G, K) (class * H + row) * W + column; -1 in rows without a peak, which are the last ones

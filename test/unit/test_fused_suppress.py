@@ -211,6 +211,14 @@ def test_identical_boxes_of_equal_score():
     assert survivors(boxes, scores=[0.5] * 40, labels=[i % 2 for i in range(40)], config=group) == [0]
 
 
+@pytest.mark.parametrize("yaw", [0.0, 0.7, -math.pi / 2])
+def test_edges_on_a_line(yaw):
+    """4 x 2 m boxes, 1 m apart lengthwise: IoU 0.6, though rounding might count the common edges twice or never."""
+    boxes = [[0, 0, 0, 4, 2, 1.5, yaw], [math.cos(yaw), math.sin(yaw), 0, 4, 2, 1.5, yaw]]
+    assert survivors(boxes, config=replaced(nms_iou=(0.59,))) == [0]
+    assert survivors(boxes, config=replaced(nms_iou=(0.61,))) == [0, 1]
+
+
 def test_boxes_without_extent():
     assert survivors([[0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 2, 1, 1, 0]]) == [0, 1, 2]
 
