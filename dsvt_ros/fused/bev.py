@@ -54,10 +54,18 @@ class FusedConvolution:
         """Take over weights.
 
         Args:
-            conv: 3 by 3 with padding 1, or one without padding that is as wide as its stride; the batch norm folded.
+            conv: 3 by 3 with padding 1, or 1 by 1 or 2 by 2 without; the batch norm folded.
             sources: (channels in,) int64, where each channel lies in the input's rows; None if they lie as they are.
+
+        Raises:
+            EngineError: It is none of these, or has weights beyond float16.
         """
         self.taps, self.stride = conv.kernel_size[0], conv.stride[0]
+        if conv.padding[0] != (self.taps - 1) // 2:
+            raise EngineError(
+                f"fused convolutions of {self.taps} by {self.taps} have a padding of {(self.taps - 1) // 2}, "
+                f"not {conv.padding[0]}"
+            )
         weight = conv.weight.detach()
         self.channels_in = room_for(conv.in_channels) if sources is None else int(sources.max()) + 1
         self.channels_in = room_for(self.channels_in)
@@ -90,9 +98,8 @@ class FusedConvolution:
         """
         from dsvt_ros.kernels import convolution as kernels
 
-        height, width = -(-x.height // self.stride), -(-x.width // self.stride)
-        if self.taps == self.stride:
-            height, width = x.height // self.stride, x.width // self.stride
+        beyond = self.taps - 2 * ((self.taps - 1) // 2)
+        height, width = (x.height - beyond) // self.stride + 1, (x.width - beyond) // self.stride + 1
         clouds = x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
         num_rows = clouds * (height + 1) * (width + 1)
         if output is None:
