@@ -5,28 +5,36 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import dsvt_ros.kernels
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ALL_KERNELS = tuple(sorted(path.stem for path in Path(*dsvt_ros.kernels.__path__).glob("[!_]*.py")))
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
 def interpreted(*kernels: str) -> Callable[[], Iterator[None]]:
     """A fixture for one test file: modules of `dsvt_ros.kernels` are imported anew, on the CPU as interpreted ones."""
-    names = [f"dsvt_ros.kernels.{name}" for name in kernels]
 
     @pytest.fixture(scope="module", autouse=True)
     def fixture() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             if DEVICE.type == "cpu":
                 patch.setenv("TRITON_INTERPRET", "1")
-                for name in names:
-                    sys.modules.pop(name, None)
+                _forget(kernels)
             yield
-        for name in names:
-            sys.modules.pop(name, None)
+        _forget(kernels)
 
     return fixture
+
+
+def _forget(kernels: tuple[str, ...]) -> None:
+    """`from dsvt_ros.kernels import ...` would find them in the package, too."""
+    for name in kernels:
+        sys.modules.pop(f"dsvt_ros.kernels.{name}", None)
+        vars(dsvt_ros.kernels).pop(name, None)
