@@ -49,6 +49,11 @@ def open_networks(
     asked_for = "asked for"
     if backend == "auto":
         backend, asked_for = _choose(network, folder, weights, device, config)
+        if backend == "triton":
+            try:
+                return _opened(_open_triton(network, device, progress), device, asked_for)
+            except EngineError as error:  # of sizes that the kernels do not take, for one
+                backend, asked_for = _choose_without_triton(network, folder, weights, device, config, str(error))
     networks: Networks
     if backend == "onnxruntime":
         from dsvt_ros.backends.onnxruntime import load_networks as load_onnxruntime
@@ -60,14 +65,21 @@ def open_networks(
 
         networks, origin = load_tensorrt(Source(network, folder, weights, device, config), progress)
     elif backend == "triton":
-        from dsvt_ros.backends.triton import TritonNetworks, require_triton
-
-        require_triton(device)
-        progress("compiling the kernels", None)
-        networks, origin = TritonNetworks(network), ""
+        networks, origin = _open_triton(network, device, progress), ""
     else:
         networks, origin = TorchNetworks(network), ""
-    reason = f"{asked_for}; {origin}" if origin else asked_for
+    return _opened(networks, device, f"{asked_for}; {origin}" if origin else asked_for)
+
+
+def _open_triton(network: DSVT, device: torch.device, progress: Progress) -> Networks:
+    from dsvt_ros.backends.triton import TritonNetworks, require_triton
+
+    require_triton(device)
+    progress("compiling the kernels", None)
+    return TritonNetworks(network)
+
+
+def _opened(networks: Networks, device: torch.device, reason: str) -> tuple[Networks, str]:
     _LOG.info("backend %s (%s, %s): %s", networks.name, networks.precision, device, reason)
     return networks, reason
 
@@ -75,20 +87,35 @@ def open_networks(
 def _choose(
     network: DSVT, folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig
 ) -> tuple[str, str]:
-    """The backend for ``auto``, and why: the fastest one that is ready, for building engines takes minutes."""
+    """The backend for ``auto``, and why: the fastest that is ready, for building engines takes minutes."""
     if device.type != "cuda":
         # Measured on two CPU cores with the demo model: ONNX Runtime takes a tenth less or more, by how the threads of
         # OpenMP wait, and has to be exported to first.
         return "torch", "chosen by auto: needs no export, and nothing else here is much faster"
+    if config.sparse_path and config.dense_path:
+        return _choose_without_triton(network, folder, weights, device, config, "engines are given by path")
+    from dsvt_ros.backends.triton import require_triton
+
+    try:
+        require_triton(device)
+    except EngineError as error:
+        return _choose_without_triton(network, folder, weights, device, config, str(error))
+    return "triton", "chosen by auto: the fastest on a GPU"
+
+
+def _choose_without_triton(
+    network: DSVT, folder: ModelFolder, weights: Path, device: torch.device, config: EngineConfig, why: str
+) -> tuple[str, str]:
+    """The same where the backend triton is out of the question."""
     from dsvt_ros.backends.tensorrt.load import Source, engines_ready
 
     try:
         ready = engines_ready(Source(network, folder, weights, device, config))
     except EngineError as error:
-        return "torch", f"chosen by auto: {error}"
+        return "torch", f"chosen by auto: {why}; {error}"
     if ready:
-        return "tensorrt", "chosen by auto: the fastest, and its engines are built"
+        return "tensorrt", f"chosen by auto: {why}, and its engines are built"
     return "torch", (
-        f"chosen by auto: TensorRT would be faster but has no engines for this model and GPU yet; they take minutes to "
-        f"build: dsvt build {folder.path}, or backend tensorrt"
+        f"chosen by auto: {why}; TensorRT would be faster but has no engines for this model and GPU yet; they take "
+        f"minutes to build: dsvt build {folder.path}, or backend tensorrt"
     )

@@ -13,6 +13,7 @@ from dsvt_ros.capacity import default_voxels
 from dsvt_ros.config import ModelConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused.dense import PeakMaps, open_dense
+from dsvt_ros.fused.encode import FusedEncoder
 from dsvt_ros.fused.peak_head import PeakHead
 from dsvt_ros.fused.sparse import FusedBackbone3d
 from dsvt_ros.fused.structures import FusedStage, Grid, ShiftSets
@@ -57,6 +58,7 @@ class TritonNetworks:
         require_triton(self._device)
         self._model: ModelConfig = model.config
         self.encoder = folded_copy(model.vfe)
+        FusedEncoder(self.encoder, model.config, 1)  # raises what any other would
         backbone_2d, head = folded_copy(model.backbone_2d), folded_copy(model.dense_head)
         config = model.config.backbone_3d
         with torch.inference_mode():
@@ -141,6 +143,8 @@ def require_triton(device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise EngineError(f"backend triton needs a CUDA device, not {device}; use torch or onnxruntime")
+    if not torch.cuda.is_available():
+        raise EngineError("backend triton finds no CUDA device; use torch or onnxruntime")
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
         raise EngineError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,6 +217,14 @@ class Upsampling:
 
         blocks = blocks_of(self.channels_in, self.channels_out)
         num_rows = x.rows.shape[0]
+        if self.stride == 1:
+            like = descriptor(output, ROWS, blocks["COLUMNS"])
+            kernels.convolve[-(-num_rows // ROWS), self.channels_out // blocks["COLUMNS"]](
+                descriptor(x.rows, ROWS, blocks["CHUNK"]), descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]),
+                self.bias, like, output, output, like, x.height, x.width, num_rows, CIN=self.channels_in, TAPS=1,
+                ROWS=ROWS, PRODUCT_STRIDE=0, RESIDUAL=0, RELU=True, CLASSES=0, **blocks,
+            )  # fmt: skip
+            return BevRows(output, x.height, x.width)
         grid = (-(-num_rows // ROWS), self.stride**2, self.channels_out // blocks["COLUMNS"])
         kernels.upsample[grid](
             descriptor(x.rows, ROWS, blocks["CHUNK"]), descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]),
@@ -256,6 +266,10 @@ class FusedBevBackbone:
             [torch.arange(count) + part.start for count, part in zip(real, self._slices, strict=True)]
         )
         """(channels,) int64: where the channels of the backbone lie in the rows."""
+        self._side: torch.cuda.Stream | None = None
+        device = self._resamplings[0].bias.device
+        if device.type == "cuda":
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def image(self, rows: BevRows) -> Tensor:
         """(B, channels, H, W) view, or a copy where channels do not lie side by side."""
@@ -268,6 +282,8 @@ class FusedBevBackbone:
         """(V, D) float16 features of the pillars in `grid` to (rows, channels)."""
         x: BevRows | None = None
         rows: Tensor | None = None
+        results = []
+        stages = []  # kept until they have been read
         for blocks, resample, part in zip(self._stages, self._resamplings, self._slices, strict=True):
             for block in blocks:
                 x = block(features, grid) if x is None else block(x)
@@ -276,9 +292,14 @@ class FusedBevBackbone:
             if rows is None:
                 clouds = x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
                 rows = features.new_empty(clouds * (height + 1) * (width + 1), self._slices[-1].stop)
-            result = resample(x, output=rows[:, part])
+            # The next stage leaves much of a large GPU idle.
+            with beside(self._side, last=resample is self._resamplings[-1]):
+                results.append(resample(x, output=rows[:, part]))
+            stages.append(x)
         assert rows is not None
-        return BevRows(rows, result.height, result.width)
+        if self._side is not None:
+            torch.cuda.current_stream().wait_stream(self._side)
+        return BevRows(rows, results[-1].height, results[-1].width)
 
 
 class FusedHeatmaps:
@@ -305,6 +326,17 @@ class _Block:
     def __call__(self, x: BevRows) -> BevRows:
         beside = x if self._shortcut is None else self._shortcut(x, relu=False)
         return self._second(self._first(x), residual=beside)
+
+
+@contextmanager
+def beside(side: torch.cuda.Stream | None, *, last: bool) -> Iterator[None]:
+    """Launch on another stream, from here on beside the current one; not what is `last` anyway."""
+    if side is None or last:
+        yield
+        return
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
 
 
 def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ MIN_POINTS = 16_384
 POSE_NUMBERS = 12
 HEADER = 16
 """Floats of a cloud before the points: its pose, the row after its last point, and nothing."""
+PART_POINTS = 65_536
+"""Points that are copied to the device at once."""
 COUNTS = 3
 
 
@@ -70,13 +72,9 @@ class FusedFrames:
             networks: Runs on the device where its encoder is.
             model: That of the networks.
             config: Run-time options; change them through `configure`.
-
-        Raises:
-            EngineError: The kernels do not take the model's encoder.
         """
         self.model, self.networks = model, networks
         self.device = next(networks.encoder.parameters()).device
-        FusedEncoder(networks.encoder, model, 1)  # raises what any other would
         self._frames: dict[tuple[int, int], _Frame] = {}
         self.pool: Any = None
         if self.device.type == "cuda":
@@ -168,28 +166,41 @@ class _Inputs:
         size = clouds * HEADER + points * columns
         self._host = torch.zeros(size, pin_memory=device.type == "cuda")
         self._device = torch.zeros(size, device=device)
-        self._host_points, self._host_poses, self._host_ends = self._parts(self._host, points, columns)
+        self._host_points, poses, ends = self._parts(self._host, points, columns)
+        # Through numpy, for which small copies take a fraction of the time.
+        self._host_poses, self._host_ends = poses.numpy(), ends.numpy()
         self.points, self.poses, self.ends = self._parts(self._device, points, columns)
 
     def upload(self, clouds: Sequence[NDArray[np.float32] | Tensor], poses: Sequence[NDArray[np.float64]]) -> None:
         """Begin to copy the clouds to the device; points that are there already stay there."""
-        ends = np.cumsum([len(cloud) for cloud in clouds])
-        self._host_ends.copy_(torch.from_numpy(ends))
-        self._host_poses.copy_(torch.from_numpy(np.stack([pose[:3] for pose in poses])))
-        begin, on_host = 0, 0
-        for cloud, end in zip(clouds, ends.tolist(), strict=True):
-            values = torch.as_tensor(cloud)
-            if values.device.type == "cpu":
-                self._host_points[begin:end].copy_(values)
-                on_host = end
-            begin = end
-        copied = self.clouds * HEADER + on_host * self.points.shape[1]
-        self._device[:copied].copy_(self._host[:copied], non_blocking=True)
         begin = 0
-        for cloud, end in zip(clouds, ends.tolist(), strict=True):
+        for number, (cloud, pose) in enumerate(zip(clouds, poses, strict=True)):
+            self._host_poses[number] = pose[:3]
+            begin += len(cloud)
+            self._host_ends[number] = begin
+        sent, begin, columns = 0, 0, self.points.shape[1]
+        for cloud in clouds:
+            values, end = torch.as_tensor(cloud), begin + len(cloud)
+            if values.device.type == "cpu":
+                # While one part travels, the next one is copied to where the device can fetch it.
+                for start in range(begin, end, PART_POINTS):
+                    stop = min(start + PART_POINTS, end)
+                    self._host_points[start:stop].copy_(values[start - begin : stop - begin])
+                    sent = self._send(sent, self.clouds * HEADER + stop * columns)
+            begin = end
+        self._send(sent, self.clouds * HEADER)
+        begin = 0
+        for cloud in clouds:
+            end = begin + len(cloud)
             if isinstance(cloud, Tensor) and cloud.device.type != "cpu":
                 self.points[begin:end].copy_(cloud)
             begin = end
+
+    def _send(self, begin: int, end: int) -> int:
+        """Copy what lies between two places, if anything does; gives where that ends."""
+        if begin < end:
+            self._device[begin:end].copy_(self._host[begin:end], non_blocking=True)
+        return max(begin, end)
 
     def _parts(self, values: Tensor, points: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         poses = values[: self.clouds * POSE_NUMBERS].view(self.clouds, 3, 4)
@@ -242,6 +253,8 @@ class _Frame:
 
 def _pack(rows: Tensor, voxels: FusedVoxels) -> Tensor:
     """The rows, `COUNTS` counts and each cloud's last voxel, in float32, which holds whole numbers up to 2**24."""
-    last_voxel = voxels.grid.voxel_of_cell.view(len(rows), -1).amax(1)
+    last_voxel = voxels.grid.num_voxels - 1
+    if len(rows) > 1:
+        last_voxel = voxels.grid.voxel_of_cell.view(len(rows), -1).amax(1)
     counts = torch.cat([voxels.num_points, voxels.grid.num_voxels, voxels.num_dropped, last_voxel])
     return torch.cat([rows.flatten(), counts.float()])
