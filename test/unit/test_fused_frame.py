@@ -1,0 +1,341 @@
+"""Whole frames in kernels against the detector that runs torch, and the detector that runs them."""
+
+import dataclasses
+import functools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from fused_fixtures import ALL_KERNELS, DEVICE, interpreted, needs_triton
+from tiny import TINY_CONFIGS, randomize, tiny_config
+
+from dsvt_ros import Detector
+from dsvt_ros.backends.torch import TorchNetworks
+from dsvt_ros.backends.triton import TritonNetworks
+from dsvt_ros.comparison import BoxDifference, FoundBoxes
+from dsvt_ros.config import (
+    Backbone2dConfig,
+    Backbone3dConfig,
+    CenterHeadConfig,
+    DetectorConfig,
+    StageConfig,
+    with_overrides,
+)
+from dsvt_ros.errors import ConfigError
+from dsvt_ros.fused import frame
+from dsvt_ros.fused.frame import FusedFrames
+from dsvt_ros.fused.suppress import boxes_from_rows
+from dsvt_ros.model.dsvt import DSVT
+from dsvt_ros.poses import pose_matrix
+from dsvt_ros.preprocess import boxes_to_source
+
+_interpreter = interpreted(*ALL_KERNELS)
+pytestmark = needs_triton
+
+THRESHOLD = 0.3
+MARGIN = 0.01
+OPTIONS = {
+    "postprocess.score_threshold": THRESHOLD,
+    "postprocess.max_candidates": 14,
+    "engine.profile.voxels": [90],
+    "preprocess.find_ground": False,
+}
+STAGES = ["voxelize", "encode", "partition", "sparse", "dense", "decode", "nms", "pack"]
+
+
+def micro_config():
+    """Of which a frame takes least."""
+    return dataclasses.replace(
+        tiny_config(),
+        name="micro",
+        backbone_3d=Backbone3dConfig(
+            channels=16, ffn_channels=16, num_heads=1,
+            stages=(StageConfig(1, 32, windows=((8, 12, 1), (16, 12, 1)), offsets=((0, 0, 0), (4, 6, 0))),),
+        ),
+        backbone_2d=Backbone2dConfig(
+            blocks=(1,), strides=(2,), channels=(16,), upsample_strides=(1,), upsample_channels=(16,)
+        ),
+        head=CenterHeadConfig(shared_channels=16, branches=("center", "center_z", "dim", "rot", "hm")),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _few_points(monkeypatch):
+    """Interpreted kernels take their time; and TF32 would round the reference's inputs to 10 bits."""
+    monkeypatch.setattr(frame, "MIN_POINTS", 64)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@functools.cache
+def network_of(name="micro"):
+    """A network over 16 by 12 columns whose scores lie far apart."""
+    config = (TINY_CONFIGS | {"micro": micro_config})[name]()
+    torch.manual_seed(0)
+    network = randomize(DSVT(dataclasses.replace(config, point_cloud_range=(-2.56, -1.92, -2.0, 2.56, 1.92, 4.0))))
+    head = network.dense_head
+    with torch.no_grad():
+        for output in [head.heatmap_head[1]] if name == "tiny_proposals" else [g.hm[1] for g in head.heads_list]:
+            output.weight.mul_(40)
+            if name == "micro":
+                output.bias.fill_(-6)
+    return network.to(DEVICE)
+
+
+@functools.cache
+def triton_networks(name="micro"):
+    return TritonNetworks(network_of(name))
+
+
+def config_of(**changes):
+    return with_overrides(DetectorConfig(), OPTIONS | changes)
+
+
+def frames_of(name="micro", **changes):
+    return FusedFrames(triton_networks(name), network_of(name).config, config_of(**changes))
+
+
+def torch_detector(name="micro", room=None, **changes):
+    networks = TorchNetworks(network_of(name))
+    networks.max_voxels = room
+    return Detector(network_of(name), config_of(**changes), DEVICE, networks)
+
+
+def points_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    low, high = np.array(network_of().config.point_cloud_range).reshape(2, 3)
+    return np.column_stack([rng.uniform(low, high, (count, 3)), rng.uniform(0, 1, count)]).astype(np.float32)
+
+
+def boxes_of(frames, clouds, poses=None):
+    """Boxes of each cloud in its own frame, and the result."""
+    poses = [np.eye(4)] * len(clouds) if poses is None else poses
+    result = frames(clouds, poses)
+    assert result.rows.shape[0] == len(clouds)
+    found = [boxes_from_rows(rows, frames.model, DetectorConfig().postprocess) for rows in result.rows]
+    return [boxes_to_source(boxes, pose) for boxes, pose in zip(found, poses, strict=True)], result
+
+
+def assert_alike(found, expected):
+    """All boxes but those at the threshold or the last candidates, in both directions."""
+    difference = BoxDifference()
+    difference.add(as_found(found), as_found(expected), 0.02, MARGIN)
+    assert difference.expected > 2, "there is something to compare"
+    assert difference.matched == 1
+    assert difference.size_m.largest < 0.02
+    assert difference.yaw_rad.largest < 0.02
+    order = np.lexsort((-found.scores, found.labels))
+    assert (found.scores[order] == found.scores).all(), "those of a class come by descending score"
+
+
+def as_found(boxes):
+    scores = torch.as_tensor(boxes.scores)
+    settled = scores > max(THRESHOLD, boxes.scores.min(initial=1)) + MARGIN
+    return FoundBoxes(torch.as_tensor(boxes.boxes), scores, torch.as_tensor(boxes.labels), settled)
+
+
+def assert_same_bytes(found, expected):
+    assert found.boxes.tobytes() == expected.boxes.tobytes()
+    assert found.scores.tobytes() == expected.scores.tobytes()
+    assert found.labels.tolist() == expected.labels.tolist()
+
+
+# ---------------------------------------------------------------------------------------------------- frames and torch
+
+
+@pytest.mark.parametrize("name", list(TINY_CONFIGS))
+def test_same_as_torch(name):
+    """Two clouds, of sensors that stand and look elsewhere; boxes come back into their frames."""
+    clouds = [points_of(40), points_of(24, seed=1)]
+    poses = [np.eye(4), pose_matrix([0.4, -0.2, 0.3, 0.02, -0.01, 0.7])]
+    reference = torch_detector(name)
+    found, result = boxes_of(frames_of(name), clouds, poses)
+    num_points = num_voxels = 0
+    for cloud, pose, ours in zip(clouds, poses, found, strict=True):
+        assert_alike(ours, reference.detect(cloud, pose))
+        num_points += reference.num_points
+        num_voxels += reference.num_voxels
+    assert (result.num_points, result.num_voxels, result.num_dropped_voxels) == (num_points, num_voxels, 0)
+
+
+def test_more_voxels_than_room():
+    """The farthest are dropped, as where an exported network is full."""
+    points = points_of(120)
+    (found,), result = boxes_of(frames_of(**{"engine.profile.voxels": [10, 40]}), [points])
+    reference = torch_detector(room=40)
+    assert_alike(found, reference.detect(points, np.eye(4)))
+    assert result.num_points == reference.num_points == 120
+    assert result.num_voxels == reference.num_voxels
+    assert result.num_dropped_voxels == reference.num_dropped_voxels == result.num_voxels - 40
+
+
+def test_preprocessing():
+    """Scaled columns, near returns, and rows and columns that are no numbers."""
+    changes = {"preprocess.scale_features": True, "preprocess.intensity_scale": 0.5, "preprocess.min_range": 1.0}
+    points = points_of(60)
+    points[::7, 3] = np.nan
+    points[::9] = np.nan
+    points[5, 2], points[50, 1] = np.inf, -np.inf
+    reference = torch_detector(**changes)
+    (found,), result = boxes_of(frames_of(**changes), [points])
+    assert_alike(found, reference.detect(points, np.eye(4)))
+    assert result.num_points == reference.num_points < 50
+
+
+# ---------------------------------------------------------------------------------------------------- what is no object
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny_proposals"])
+def test_nothing_to_see(name):
+    """The dense network would see objects in its own biases."""
+    points = points_of(60)
+    points[:30, 0] += 9
+    points[30:, 1] = np.nan
+    frames = frames_of(name, **{"postprocess.score_threshold": 0.0})
+    for cloud in (points[:0], points) if name == "micro" else (points,):
+        (found,), result = boxes_of(frames, [cloud])
+        assert len(found) == 0
+        assert (result.num_points, result.num_voxels, result.num_dropped_voxels) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_cloud_beside_another(empty):
+    clouds = [points_of(40), points_of(40)]
+    clouds[empty] = clouds[empty][:0]
+    found, result = boxes_of(frames_of(), clouds)
+    assert len(found[empty]) == 0
+    assert_alike(found[1 - empty], torch_detector().detect(points_of(40), np.eye(4)))
+    assert result.num_points == 40
+
+
+# ------------------------------------------------------------------------------------------------- one frame and others
+
+
+def test_two_clouds_equal_each_alone():
+    clouds = [points_of(30, seed) for seed in range(2)]
+    frames = frames_of()
+    found, result = boxes_of(frames, clouds)
+    alone = [boxes_of(frames, [cloud]) for cloud in clouds]
+    for ours, ((theirs,), _) in zip(found, alone, strict=True):
+        assert_alike(ours, theirs)
+    assert result.num_voxels == sum(one.num_voxels for _, one in alone)
+
+
+def test_repeated_runs_give_the_same_bytes():
+    """Whatever came in between, whatever holds the points, and whatever room there is for them."""
+    frames, points = frames_of(), points_of(50)
+    ((first,), result) = boxes_of(frames, [points])
+    assert len(first) > 3
+    boxes_of(frames, [points_of(100, seed=1)])
+    doubles = torch.as_tensor(points.astype(np.float64))
+    for same in (points, doubles, torch.as_tensor(points, device=DEVICE))[0 if DEVICE.type == "cuda" else 1 :]:
+        (found,), other = boxes_of(frames, [same])
+        assert_same_bytes(found, first)
+        assert other.num_voxels == result.num_voxels
+    assert list(frames._frames) == [(64, 1), (128, 1)]
+
+
+@pytest.mark.parametrize("room", [50, 1024])
+def test_every_size_of_frame_gives_the_same_boxes(room, monkeypatch):
+    points, frames = points_of(50), frames_of()
+    (first,), _ = boxes_of(frames, [points])
+    monkeypatch.setattr(frame, "MIN_POINTS", room)
+    (found,), _ = boxes_of(frames, [points])
+    assert_same_bytes(found, first)
+    assert list(frames._frames) == [(64, 1), (room, 1)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+def test_clouds_on_host_and_device_in_one_frame():
+    clouds = [points_of(30, seed) for seed in range(3)]
+    frames = frames_of()
+    expected = frames(clouds, [np.eye(4)] * 3).rows.tobytes()
+    for there in ((0,), (1,), (2,), (0, 2), (0, 1, 2)):
+        given = [torch.as_tensor(cloud, device=DEVICE) if i in there else cloud for i, cloud in enumerate(clouds)]
+        assert frames(given, [np.eye(4)] * 3).rows.tobytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("voxels", "points", "clouds", "room"),
+    [((), 10**6, 1, 36), ((), 10**6, 3, 108), ((), 20, 3, 20), ((7, 50), 10**6, 2, 100), ((7, 50), 64, 2, 64)],
+)
+def test_room_for_voxels(voxels, points, clouds, room):
+    frames = frames_of(**{"engine.profile.voxels": list(voxels)})
+    assert frames.room_for_voxels(points, clouds) == room
+
+
+def test_more_candidates_than_the_kernels_take():
+    with pytest.raises(ConfigError, match="at most 1024 candidates a group can be suppressed here, not 2000"):
+        frames_of(**{"postprocess.max_candidates": 2000})
+
+
+# --------------------------------------------------------------------------------------------------------- the detector
+
+
+def triton_detector(**changes):
+    return Detector(network_of(), config_of(**changes), DEVICE, triton_networks())
+
+
+def test_detector(caplog):
+    """Counts, and a single warning until a cloud fits again."""
+    detector, reference = triton_detector(**{"engine.profile.voxels": [40]}), torch_detector()
+    many, few = points_of(60), points_of(30)
+    reference.detect(many)
+    counts = (60, reference.num_voxels, reference.num_voxels - 40)
+    with caplog.at_level(logging.WARNING):
+        for points in (many, many.tolist()):
+            detector.detect(points)
+            assert (detector.num_points, detector.num_voxels, detector.num_dropped_voxels) == counts
+    (message,) = caplog.messages
+    assert message.startswith(f"{reference.num_voxels} voxels, room for 40: the farthest are dropped")
+    assert_alike(detector.detect(few), reference.detect(few))
+    assert (detector.num_points, detector.num_dropped_voxels) == (30, 0)
+    with caplog.at_level(logging.WARNING):
+        detector.detect(many)
+    assert len(caplog.messages) == 2
+
+
+def test_options_change_between_clouds():
+    detector, points = triton_detector(), points_of(50)
+    before = detector.detect(points)
+    threshold = float(np.median(before.scores))
+    detector.configure({"postprocess.score_threshold": threshold})
+    after = detector.detect(points)
+    higher = before.scores > threshold
+    assert 0 < len(after) < len(before)
+    assert (after.boxes == before.boxes[higher]).all()
+    assert (after.scores == before.scores[higher]).all()
+    with pytest.raises(ConfigError, match="cannot change while"):
+        detector.configure({"postprocess.max_candidates": 10})
+
+
+def test_the_ground_is_found():
+    points = points_of(60)
+    points[:, 2] = np.where(np.arange(60) % 3, -1.2, points[:, 2])
+    expected = torch_detector(**{"preprocess.find_ground": True}).detect(points)
+    assert_alike(triton_detector(**{"preprocess.find_ground": True}).detect(points), expected)
+    unmoved = torch_detector().detect(points)
+    assert len(unmoved) != len(expected) or np.abs(unmoved.boxes - expected.boxes).max() > 0.1
+
+
+def test_times_of_stages():
+    """Those of the last cloud, while they are asked for, and on a GPU; boxes are the same."""
+    detector, points = triton_detector(), points_of(50)
+    with detector.timed_stages():
+        first = detector.detect(points)
+        assert list(detector.timing_ms) == (STAGES if DEVICE.type == "cuda" else [])
+    assert_alike(first, torch_detector().detect(points))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+@pytest.mark.xfail(strict=True, reason="replaying the whole leaves `output` to the stages' graphs")
+def test_frames_with_and_without_times():
+    detector, clouds = triton_detector(), [points_of(50, seed) for seed in range(2)]
+    expected = [detector.detect(cloud) for cloud in clouds]
+    for _ in range(2):
+        with detector.timed_stages():
+            assert_same_bytes(detector.detect(clouds[0]), expected[0])
+        assert_same_bytes(detector.detect(clouds[1]), expected[1])
+        assert detector.timing_ms == {}
