@@ -1,4 +1,4 @@
-"""The pillar encoder in two kernels."""
+"""The pillar encoder in three kernels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ HIDDEN = 32
 """Channels of the first layer in a block; the layer is padded to a multiple of it."""
 MAX_CHUNK = 64
 MAX_PARTS = 4
+MAX_PIECE = 32
+"""Columns that are cleared at once."""
+DEALT_ROWS = 128
+"""Segments of a program that makes lists."""
 ROWS = 64
-"""Segments, or voxels, of a program."""
+"""Segments, or voxels, of a program that encodes."""
+WARPS = 4
+REGISTERS = 168
+"""Of a thread: three programs fit into a multiprocessor of 64 Ki registers."""
+CLASSES = SEGMENT_POINTS.bit_length() + 1
+"""Of segments: those of voxels with several ones, and the others by length."""
 
 
 class FusedEncoder:
-    """What `PillarEncoder` does, in float16 but for the first layer.
+    """What `PillarEncoder` does, in float16; the inputs of the first layer and its weights as sums of two of them.
 
-    Calls must follow each other on one stream, which must belong to the tensors' device: what voxels of several
-    segments have gathered is reset by the call's own kernels.
+    Calls leave nothing behind. They launch on the current CUDA device, which must be that of the tensors.
     """
 
     def __init__(self, encoder: PillarEncoder, model: ModelConfig, voxels: int) -> None:
@@ -57,14 +65,13 @@ class FusedEncoder:
         with torch.no_grad():
             weights = _first_weights(first.linear, model)
             inputs = max(MIN_EXTENT, 1 << (len(weights) - 1).bit_length())
-            self._first_weights = F.pad(weights, (0, padding, 0, inputs - len(weights)))
+            weights = F.pad(weights, (0, padding, 0, inputs - len(weights)))
+            high = _half(weights)
+            self._first_weights = torch.stack([high, _half(weights - high)])
             self._point_weights = self._tiled(F.pad(second.linear.weight[:, :width], (0, padding)))
             self._voxel_weights = self._tiled(F.pad(second.linear.weight[:, width:], (0, padding)))
             self._bias = second.linear.bias.detach().clone()
         self._limits = torch.tensor([model.point_cloud_range[:3], model.voxel_size], device=self._bias.device)
-        self._maxima = torch.full(
-            (voxels, width + padding + channels[-1]), -(2**31), dtype=torch.int32, device=self._bias.device
-        )
 
     def __call__(self, voxels: FusedVoxels) -> Tensor:
         """(V, D) float16 features; never waits for the device."""
@@ -73,43 +80,70 @@ class FusedEncoder:
         grid, segments = voxels.grid, voxels.segments
         assert len(grid.cell_of_voxel) == self._voxels
         nx, ny, nz = grid.size
+        capacity, channels, device = len(segments.voxel), len(self._bias), self._bias.device
+        width = self._hidden_parts * HIDDEN + channels
+        lists = torch.empty(CLASSES + 1, capacity, dtype=torch.int32, device=device)
+        list_lengths = torch.zeros(CLASSES + 1, dtype=torch.int32, device=device)
+        maxima = torch.empty(self._voxels, width, dtype=torch.int32, device=device)
+        features = torch.empty(self._voxels, channels, dtype=torch.float16, device=device)
         sizes = {
-            "POINTS": SEGMENT_POINTS,
             "HIDDEN": HIDDEN,
             "HIDDEN_PARTS": self._hidden_parts,
             "CHUNK": self._chunk,
             "PARTS": self._parts,
             "ROWS": ROWS,
-            "num_warps": 4,
+            "num_warps": WARPS,
         }
-        features = torch.empty(self._voxels, len(self._bias), dtype=torch.float16, device=self._bias.device)
-        kernels.encode_segments[(-(-len(segments.voxel) // ROWS),)](
+        kernels.deal_segments[(-(-capacity // DEALT_ROWS),)](
+            segments.points_in_voxel, segments.voxel, segments.point, segments.num_segments, lists, list_lengths,
+            maxima, capacity,
+            POINTS=SEGMENT_POINTS,
+            CLASSES=CLASSES,
+            LISTS=1 << CLASSES.bit_length(),
+            WIDTH=width,
+            PIECE=min(width & -width, MAX_PIECE),
+            ROWS=DEALT_ROWS,
+        )  # fmt: skip
+        # Each class may leave one program half empty.
+        kernels.encode_segments[(capacity // ROWS + CLASSES,)](
             voxels.points, grid.cell_of_voxel, segments.points_in_voxel, segments.offset_sum, segments.voxel,
-            segments.point, segments.num_segments, self._limits, self._first_weights, self._point_weights,
-            self._voxel_weights, self._bias, self._maxima, features,
+            segments.point, lists, list_lengths, self._limits, self._first_weights, self._point_weights,
+            self._voxel_weights, self._bias, maxima, features, capacity,
             COLUMNS=len(self._model.features),
-            INPUTS=len(self._first_weights),
+            INPUTS=self._first_weights.shape[1],
             NX=nx,
             NY=ny,
             NZ=nz,
             SCALE=OFFSET_SCALE,
+            POINTS=SEGMENT_POINTS,
+            CLASSES=CLASSES,
+            RESIDENT=_multiplies_from_shared_memory(device),
+            maxnreg=REGISTERS,
             **sizes,
         )  # fmt: skip
         kernels.finish_voxels[(-(-self._voxels // ROWS),)](
-            segments.points_in_voxel, grid.num_voxels, self._voxel_weights, self._bias, self._maxima, features,
-            **sizes,
-        )  # fmt: skip
+            lists[-1], list_lengths[-1:], self._voxel_weights, self._bias, maxima, features, **sizes
+        )
         return features
 
     def _tiled(self, weight: Tensor) -> Tensor:
         """A weight (D, H) as float16 tiles [h, d]: (D / chunk, H / HIDDEN, HIDDEN, chunk)."""
-        half = weight.view(self._parts, self._chunk, self._hidden_parts, HIDDEN).permute(0, 2, 3, 1).half().contiguous()
-        if not torch.isfinite(half).all():
-            raise EngineError(
-                f"the pillar encoder holds weights up to {weight.abs().max():.3g}, beyond the range of float16 "
-                f"(65504); use torch"
-            )
-        return half
+        tiles = weight.view(self._parts, self._chunk, self._hidden_parts, HIDDEN).permute(0, 2, 3, 1)
+        return _half(tiles.contiguous())
+
+
+def _multiplies_from_shared_memory(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def _half(weight: Tensor) -> Tensor:
+    half = weight.half()
+    if not torch.isfinite(half).all():
+        raise EngineError(
+            f"the pillar encoder holds weights up to {weight.abs().max():.3g}, beyond the range of float16 (65504); "
+            f"use torch"
+        )
+    return half
 
 
 def _first_weights(linear: nn.Linear, model: ModelConfig) -> Tensor:

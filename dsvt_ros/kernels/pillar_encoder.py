@@ -1,13 +1,19 @@
-"""The pillar encoder of two layers as two kernels: one for segments of points, one for voxels of several segments.
+"""The pillar encoder of two layers as kernels that deal out segments of points, encode them, and finish dense voxels.
 
 With h a point's features after the first layer and m their maximum in its voxel, the second layer is
 ``max relu(A h + B m + b) = relu(max(A h) + B m + b)``: B m is the same for all points of a voxel, and rounding keeps
 the order. So A h is needed at the points, B m only at the voxels.
 
-The first layer is done in float32 (coordinates of tens of metres do not fit float16), and what is the same for all
-points of a voxel only once: ``W (p - mean) = W (p - corner) - W (mean - corner)``, and so on. Letters as in
-`fused.structures`; H channels after the first layer, padded to HIDDEN_PARTS chunks of HIDDEN, D = PARTS CHUNK after the
-second one.
+Inputs and weights of the first layer are sums of two float16 numbers each, since coordinates of tens of metres do not
+fit one, and what is the same for all points of a voxel is worked out only once: ``W (p - mean) = W (p - corner) -
+W (mean - corner)``, and so on.
+
+Segments come in classes, each of which is a list: first those of voxels with several segments, whose maxima meet in
+memory; then the others, by length: more than half of `POINTS`, more than a quarter, and so on. So programs hardly wait
+for the longest of their segments. The order in a list is left to chance: each row of a product has its own sums.
+
+Letters as in `fused.structures`; H channels after the first layer, padded to HIDDEN_PARTS chunks of HIDDEN, D = PARTS
+CHUNK after the second one.
 """
 
 from __future__ import annotations
@@ -17,7 +23,53 @@ import triton.language as tl
 
 from dsvt_ros.kernels.voxelization import lower_corner
 
-LOWEST: tl.constexpr = tl.constexpr(-(2**31))  # in `maxima` between calls: below the key of any number
+LOWEST: tl.constexpr = tl.constexpr(-(2**31))  # in `maxima`: below the key of any number
+LARGEST: tl.constexpr = tl.constexpr(65504.0)  # that float16 holds
+
+
+@triton.jit
+def deal_segments(
+    points_in_voxel,
+    voxel_of_segment,
+    slots,  # (G, POINTS) int32
+    num_segments,
+    lists,  # (CLASSES + 1, G) int32: segments of each class; then the voxels with several segments
+    list_lengths,  # (CLASSES + 1,) int32: zero before
+    maxima,  # (V, WIDTH) int32: becomes LOWEST for voxels with several segments
+    capacity,  # G
+    POINTS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    LISTS: tl.constexpr,  # CLASSES + 1, padded
+    WIDTH: tl.constexpr,
+    PIECE: tl.constexpr,  # of WIDTH
+    ROWS: tl.constexpr,  # segments of a program
+):
+    """Make the lists of segments and voxels, and clear what will be a maximum."""
+    total = tl.load(num_segments)
+    if tl.program_id(0) * ROWS >= total:
+        return
+    segment = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = segment < total
+    voxel = tl.load(voxel_of_segment + segment, mask=inside, other=-1)
+    voxel_before = tl.load(voxel_of_segment + segment - 1, mask=inside & (segment > 0), other=-1)
+    slot = tl.load(slots + segment[:, None] * POINTS + tl.arange(0, POINTS)[None, :], mask=inside[:, None], other=-1)
+    length = tl.sum((slot >= 0).to(tl.int32), 1)
+    is_part = tl.load(points_in_voxel + voxel, mask=inside, other=0) > POINTS
+    opens_voxel = is_part & (voxel != voxel_before)
+    kind = tl.full((ROWS,), 1, tl.int32)
+    for halvings in tl.static_range(1, CLASSES - 1):
+        kind += (length <= POINTS >> halvings).to(tl.int32)
+    kind = tl.where(is_part, 0, kind)
+    entry = tl.arange(0, LISTS)
+    which = entry[None, :]
+    is_in = (inside[:, None] & (kind[:, None] == which)) | (opens_voxel[:, None] & (which == CLASSES))
+    number = is_in.to(tl.int32)
+    start = tl.atomic_add(list_lengths + entry, tl.sum(number, 0), mask=entry <= CLASSES, sem="relaxed")
+    at = which * capacity + start[None, :] + tl.cumsum(number, 0) - 1
+    tl.store(lists + at, tl.where(which == CLASSES, voxel[:, None], segment[:, None]), mask=is_in)
+    for first in tl.static_range(0, WIDTH, PIECE):
+        keys = maxima + voxel[:, None] * WIDTH + (first + tl.arange(0, PIECE))[None, :]
+        tl.store(keys, tl.full((ROWS, PIECE), LOWEST, tl.int32), mask=opens_voxel[:, None])
 
 
 @triton.jit
@@ -27,15 +79,17 @@ def encode_segments(
     points_in_voxel,
     offset_sum,
     voxel_of_segment,
-    slots,  # (G, POINTS) int32
-    num_segments,
+    slots,
+    lists,
+    list_lengths,
     limits,  # (2, 3) float32: the range's minimum and the extent of a cell
-    first_weights,  # (INPUTS, H) float32
+    first_weights,  # (2, INPUTS, H) float16, whose sum they are
     point_weights,  # tiles of A, float16
     voxel_weights,  # tiles of B, float16
     bias,  # (D,) float32
     maxima,  # (V, H + D) int32, keys of the maximum of h and A h: of voxels with several segments
     features,  # (V, D) float16: of voxels with one segment
+    capacity,  # G
     COLUMNS: tl.constexpr,
     INPUTS: tl.constexpr,  # C + 7, padded
     NX: tl.constexpr,
@@ -43,24 +97,47 @@ def encode_segments(
     NZ: tl.constexpr,
     SCALE: tl.constexpr,
     POINTS: tl.constexpr,  # of a segment
+    CLASSES: tl.constexpr,
     HIDDEN: tl.constexpr,
     HIDDEN_PARTS: tl.constexpr,
     CHUNK: tl.constexpr,
     PARTS: tl.constexpr,
+    RESIDENT: tl.constexpr,
     ROWS: tl.constexpr,  # segments of a program
 ):
-    """Encode segments, one point of each at a time, so that maxima need no look at other rows."""
-    total = tl.load(num_segments)
-    if tl.program_id(0) * ROWS >= total:
+    """Encode segments of one class, one point of each at a time, so that maxima need no look at other rows."""
+    program = tl.program_id(0)
+    kind = -1
+    first_row = 0
+    total = 0
+    longest = 0
+    for c in tl.static_range(CLASSES):
+        length = tl.load(list_lengths + c)
+        programs = tl.cdiv(length, ROWS)
+        if (program >= 0) & (program < programs):
+            kind = c
+            first_row = program * ROWS
+            total = length
+            longest = POINTS if c == 0 else POINTS >> (c - 1)
+        program -= programs
+    if kind < 0:
         return
-    segment = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = segment < total
+    row = first_row + tl.arange(0, ROWS)
+    inside = row < total
+    segment = tl.load(lists + kind * capacity + row, mask=inside, other=0)
+    first_slot = segment * POINTS
+    point = tl.load(slots + first_slot, mask=inside, other=0)
     voxel = tl.load(voxel_of_segment + segment, mask=inside, other=0)
-    cell = tl.load(cell_of_voxel + voxel, mask=inside, other=0)
-    count = tl.load(points_in_voxel + voxel, mask=inside, other=1)
+    entry = tl.arange(0, INPUTS)
+    is_loaded = inside[:, None] & (entry < COLUMNS)[None, :]
+    # Points are loaded one slot ahead, their numbers two; empty slots repeat the point before.
+    loaded = tl.load(points + (point[:, None] * COLUMNS + entry[None, :]), mask=is_loaded, other=0.0)
+    point = tl.load(slots + first_slot + 1, mask=inside & (longest > 1), other=-1)
+
     # A row of the first layer's input: the point from its voxel's corner, its other columns, the corner, the mean from
     # the corner, and 1 for the bias. What is the same for all points is subtracted from what is loaded of each.
-    entry = tl.arange(0, INPUTS)
+    cell = tl.load(cell_of_voxel + voxel, mask=inside, other=0)
+    count = tl.load(points_in_voxel + voxel, mask=inside, other=1)
     less = tl.where(entry == COLUMNS + 6, -1.0, 0.0)[None, :] + tl.zeros((ROWS, INPUTS), tl.float32)
     for axis in tl.static_range(3):
         minimum = tl.load(limits + axis)
@@ -72,30 +149,41 @@ def encode_segments(
         less = tl.where((entry == COLUMNS + axis)[None, :], -corner, less)
         less = tl.where((entry == COLUMNS + 3 + axis)[None, :], -mean, less)
 
+    # All weights are loaded before the loop if they stay in shared memory, where Hopper's products read them; others
+    # would keep them in registers.
     hidden_column = tl.arange(0, HIDDEN)
     column = tl.arange(0, CHUNK)
     width: tl.constexpr = HIDDEN * HIDDEN_PARTS
+    first_tile = first_weights + entry[:, None] * width + hidden_column[None, :]
+    tile = point_weights + hidden_column[:, None] * CHUNK + column[None, :]
+    high_weights = ()
+    low_weights = ()
     hidden_most = ()
-    for _ in tl.static_range(HIDDEN_PARTS):
+    for j in tl.static_range(HIDDEN_PARTS):
+        high_weights = high_weights + (tl.load(first_tile + j * HIDDEN),)
+        low_weights = low_weights + (tl.load(first_tile + INPUTS * width + j * HIDDEN),)
         hidden_most = hidden_most + (tl.zeros((ROWS, HIDDEN), tl.float16),)
+    weights = ()
     most = ()
-    for _ in tl.static_range(PARTS):
+    for n in tl.static_range(PARTS):
         most = most + (tl.full((ROWS, CHUNK), float("-inf"), tl.float16),)
+        for j in tl.static_range(HIDDEN_PARTS if RESIDENT else 0):
+            weights = weights + (tl.load(tile + (n * HIDDEN_PARTS + j) * (HIDDEN * CHUNK)),)
 
-    first_tile = entry[:, None] * width + hidden_column[None, :]
-    tile = hidden_column[:, None] * CHUNK + column[None, :]
-    is_loaded = inside[:, None] & (entry < COLUMNS)[None, :]
-    first_point = tl.load(slots + segment * POINTS, mask=inside, other=0)
-    for slot in tl.range(POINTS):
-        # Empty slots repeat the first point.
-        point = tl.load(slots + segment * POINTS + slot, mask=inside, other=0)
-        point = tl.where(point < 0, first_point, point)
-        inputs = tl.load(points + point[:, None] * COLUMNS + entry[None, :], mask=is_loaded, other=0.0) - less
+    slot = 0
+    while slot < longest:
+        inputs = tl.minimum(tl.maximum(loaded - less, -LARGEST), LARGEST)
+        is_loaded = (point >= 0)[:, None] & (entry < COLUMNS)[None, :]
+        loaded = tl.load(points + (point[:, None] * COLUMNS + entry[None, :]), mask=is_loaded, other=loaded)
+        point = tl.load(slots + first_slot + slot + 2, mask=inside & (slot + 2 < longest), other=-1)
+        high = inputs.to(tl.float16)
+        low = (inputs - high.to(tl.float32)).to(tl.float16)
         hidden = ()
         hidden_more = ()
         for j in tl.static_range(HIDDEN_PARTS):
-            weight = tl.load(first_weights + j * HIDDEN + first_tile)
-            sums = tl.dot(inputs, weight, input_precision="tf32x3")
+            sums = tl.dot(high, low_weights[j])
+            sums = tl.dot(low, high_weights[j], sums)
+            sums = tl.dot(high, high_weights[j], sums)
             half = tl.maximum(sums, 0.0).to(tl.float16)
             hidden = hidden + (half,)
             hidden_more = hidden_more + (tl.maximum(hidden_most[j], half),)
@@ -104,35 +192,44 @@ def encode_segments(
         for n in tl.static_range(PARTS):
             sums = tl.zeros((ROWS, CHUNK), tl.float32)
             for j in tl.static_range(HIDDEN_PARTS):
-                weight = tl.load(point_weights + (n * HIDDEN_PARTS + j) * (HIDDEN * CHUNK) + tile)
-                sums = tl.dot(hidden[j], weight, sums)
+                own = tile + (n * HIDDEN_PARTS + j) * (HIDDEN * CHUNK)
+                sums = tl.dot(hidden[j], weights[n * HIDDEN_PARTS + j] if RESIDENT else tl.load(own), sums)
             more = more + (tl.maximum(most[n], sums.to(tl.float16)),)
         most = more
+        slot += 1
 
-    is_whole = (inside & (count <= POINTS))[:, None]
-    is_part = (inside & (count > POINTS))[:, None]
-    keys = maxima + voxel[:, None] * (width + PARTS * CHUNK)
-    for j in tl.static_range(HIDDEN_PARTS):
-        at = keys + (j * HIDDEN + hidden_column)[None, :]
-        tl.atomic_max(at, _key(hidden_most[j]), mask=is_part, sem="relaxed")
-    for n in tl.static_range(PARTS):
-        at = keys + (width + n * CHUNK + column)[None, :]
-        tl.atomic_max(at, _key(most[n]), mask=is_part, sem="relaxed")
-    at = features + voxel[:, None] * (PARTS * CHUNK) + column[None, :]
-    for n in tl.static_range(PARTS):
-        result = _finished(most[n], hidden_most, voxel_weights, bias, n, HIDDEN, HIDDEN_PARTS, CHUNK)
-        tl.store(at + n * CHUNK, result, mask=is_whole)
+    # Voxels are loaded again in each branch, as the loop needs the registers.
+    if kind == 0:
+        voxel = _voxels(lists, voxel_of_segment, row, total)
+        keys = maxima + voxel[:, None] * (width + PARTS * CHUNK)
+        for j in tl.static_range(HIDDEN_PARTS):
+            at = keys + (j * HIDDEN + hidden_column)[None, :]
+            tl.atomic_max(at, _key(hidden_most[j]), mask=(row < total)[:, None], sem="relaxed")
+        for n in tl.static_range(PARTS):
+            at = keys + (width + n * CHUNK + column)[None, :]
+            tl.atomic_max(at, _key(most[n]), mask=(row < total)[:, None], sem="relaxed")
+    else:
+        voxel = _voxels(lists + kind * capacity, voxel_of_segment, row, total)
+        result_at = features + voxel[:, None] * (PARTS * CHUNK) + column[None, :]
+        for n in tl.static_range(PARTS):
+            result = _finished(most[n], hidden_most, voxel_weights, bias, n, HIDDEN, HIDDEN_PARTS, CHUNK)
+            tl.store(result_at + n * CHUNK, result, mask=(row < total)[:, None])
+
+
+@triton.jit
+def _voxels(segments, voxel_of_segment, row, total):
+    segment = tl.load(segments + row, mask=row < total, other=0)
+    return tl.load(voxel_of_segment + segment, mask=row < total, other=0)
 
 
 @triton.jit
 def finish_voxels(
-    points_in_voxel,
+    voxels,  # (G,) int32, the last one of `lists`
     num_voxels,
     voxel_weights,
     bias,
-    maxima,  # read, and reset for the next frame
+    maxima,
     features,  # (V, D) float16: of voxels with several segments
-    POINTS: tl.constexpr,
     HIDDEN: tl.constexpr,
     HIDDEN_PARTS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -143,27 +240,21 @@ def finish_voxels(
     total = tl.load(num_voxels)
     if tl.program_id(0) * ROWS >= total:
         return
-    voxel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = tl.load(points_in_voxel + voxel, mask=voxel < total, other=0) > POINTS
-    if tl.sum(inside.to(tl.int32), 0) == 0:
-        return
-    inside = inside[:, None]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = (row < total)[:, None]
+    voxel = tl.load(voxels + row, mask=row < total, other=0)
     hidden_column = tl.arange(0, HIDDEN)
     column = tl.arange(0, CHUNK)
     width: tl.constexpr = HIDDEN * HIDDEN_PARTS
     keys = maxima + voxel[:, None] * (width + PARTS * CHUNK)
     hidden = ()
     for j in tl.static_range(HIDDEN_PARTS):
-        at = keys + (j * HIDDEN + hidden_column)[None, :]
-        hidden = hidden + (_float(tl.load(at, mask=inside, other=0)),)
-        tl.store(at, tl.full((ROWS, HIDDEN), LOWEST, tl.int32), mask=inside)
+        hidden = hidden + (_float(tl.load(keys + (j * HIDDEN + hidden_column)[None, :], mask=inside, other=0)),)
+    at = features + voxel[:, None] * (PARTS * CHUNK) + column[None, :]
     for n in tl.static_range(PARTS):
-        at = keys + (width + n * CHUNK + column)[None, :]
-        most = _float(tl.load(at, mask=inside, other=0))
-        tl.store(at, tl.full((ROWS, CHUNK), LOWEST, tl.int32), mask=inside)
+        most = _float(tl.load(keys + (width + n * CHUNK + column)[None, :], mask=inside, other=0))
         result = _finished(most, hidden, voxel_weights, bias, n, HIDDEN, HIDDEN_PARTS, CHUNK)
-        own = voxel[:, None] * (PARTS * CHUNK) + (n * CHUNK + column)[None, :]
-        tl.store(features + own, result, mask=inside)
+        tl.store(at + n * CHUNK, result, mask=inside)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from tiny import randomize, tiny_config, tiny_voxel_config
 from dsvt_ros.capacity import keep_nearest
 from dsvt_ros.config import EncoderConfig, PointFeature, PreprocessConfig
 from dsvt_ros.errors import EngineError
+from dsvt_ros.fused import encode
 from dsvt_ros.fused.encode import FusedEncoder
 from dsvt_ros.fused.voxelize import Voxelizer
 from dsvt_ros.model.dsvt import DSVT
@@ -105,6 +106,20 @@ def test_far_from_the_origin(config):
     Stages(model, 400, 400).assert_close(cloud(model, 400, dense=200))
 
 
+@pytest.mark.parametrize("resident", [False, True])
+def test_weights_in_registers_or_shared_memory(monkeypatch, resident):
+    monkeypatch.setattr(encode, "_multiplies_from_shared_memory", lambda device: resident)
+    model = model_of((48, 96))
+    Stages(model, 300, 260).assert_close(cloud(model, 250, dense=150))
+
+
+def test_unscaled_intensities():
+    model = model_of((64, 64))
+    points = cloud(model, 250, dense=150)
+    points[:, 3] = (255 * points[:, 3]).round()
+    Stages(model, 300, 260).assert_close(points)
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 100])
 def test_one_voxel(count):
     """Of one segment, and of several."""
@@ -117,6 +132,15 @@ def test_one_voxel(count):
 def test_more_voxels_than_room():
     model = model_of((16, 16))
     Stages(model, 400, 100).assert_close(cloud(model, 400, dense=200))
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_voxels_of_equal_length(length):
+    """All segments in one list, in more than one program."""
+    model = model_of((16, 16))
+    points = cloud(model, 80).repeat_interleave(length, dim=0)
+    points[:, 3] = torch.linspace(0, 1, len(points))
+    Stages(model, 800, 80).assert_close(points)
 
 
 def test_calls_leave_nothing_behind():
