@@ -21,20 +21,26 @@ MIN_EXTENT = 16
 MAX_CHUNK = 64
 MAX_HIDDEN = 64
 MAX_PARTS = 4
+HEADS_OF_PROGRAM = 2
 MAX_SLOTS = 128
 MAX_HEAD_WIDTH = 64
 ROWS_OF_WARP = 16
+HOPPER = 9
+"""Compute capability of the GPUs,"""
+HOPPER_CHANNELS = (192, 384)
+"""and channels of features and feed-forward network, for which there is a kernel of its own."""
 LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0))
 """GPUs whose programs may use 160 KiB and more: room for three stages; others have 100 KiB."""
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """Weights of a layer as the kernels want them; see `kernels.set_attention`.
 
     Attributes:
         shift: Window shift whose sets it attends in.
         order: Which of a block's two layers it is: sort order of its sets, and window shift of its positions.
+        plain_weights: Output projection, first and second of the feed-forward network, as they are in the model.
     """
 
     shift: int
@@ -46,6 +52,7 @@ class _Layer:
     down_weights: Tensor
     vectors: Tensor
     up_bias: Tensor
+    plain_weights: tuple[Tensor, Tensor, Tensor]
 
 
 class FusedBackbone3d:
@@ -63,6 +70,7 @@ class FusedBackbone3d:
             self._layers = [
                 _layers_of_stage(backbone, stage, shifts, self._sizes) for stage, shifts in enumerate(config.shifts)
             ]
+        self._hopper = HopperLayers(self._layers, device) if HopperLayers.take(config, device) else None
         self._poolings = [backbone.get_submodule(f"stage_{stage}_reduction") for stage in range(len(config.stages) - 1)]
         for pooling in self._poolings:
             to_half(pooling)
@@ -75,7 +83,7 @@ class FusedBackbone3d:
                 features = self._poolings[number](features, _pooling(stage.pooled, stages[number + 1].grid.num_voxels))
         return features
 
-    def _run_stage(self, layers: list[_Layer], features: Tensor, stage: FusedStage, set_size: int) -> Tensor:
+    def _run_stage(self, layers: list[Layer], features: Tensor, stage: FusedStage, set_size: int) -> Tensor:
         from dsvt_ros.kernels import set_attention as kernels
 
         sizes = self._sizes
@@ -83,33 +91,91 @@ class FusedBackbone3d:
         num_voxels = stage.grid.num_voxels
         qkv = features.new_empty(count, 3 * channels)
         attended = torch.empty_like(features)
-        columns = min(MAX_COLUMNS, _padded(3 * channels))
+        self._project(layers[0], features, stage, qkv)
         block_input = features
-        for layer in layers:
-            kernels.project[-(-3 * channels // columns), -(-count // ROWS)](
-                descriptor(features, ROWS, sizes.chunk), descriptor(layer.qkv_weights, sizes.chunk, columns),
-                layer.table, stage.cells[layer.order], descriptor(qkv, ROWS, columns), num_voxels,
-                CHANNELS=channels, CHUNK=sizes.chunk, COLUMNS=columns, ROWS=ROWS, STAGES=3, num_warps=4,
-            )  # fmt: skip
+        for number, layer in enumerate(layers):
             sets = stage.sets[layer.shift]
             assert sets is not None
-            kernels.attend[sizes.num_heads, len(sets.set_start) - 1](
+            kernels.attend[-(-sizes.num_heads // HEADS_OF_PROGRAM), len(sets.set_start) - 1](
                 qkv, sets.order[layer.order], sets.set_start, sets.num_sets, attended,
                 SLOTS=_padded(set_size), HEADS=sizes.num_heads, WIDTH=channels // sizes.num_heads,
-                PADDED_WIDTH=_padded(channels // sizes.num_heads), num_warps=4,
+                PADDED_WIDTH=_padded(channels // sizes.num_heads), HEADS_OF_PROGRAM=HEADS_OF_PROGRAM, num_warps=4,
             )  # fmt: skip
             output = torch.empty_like(features)
-            kernels.finish_layer[(-(-count // sizes.rows),)](
-                attended, features, block_input, output,
-                layer.out_weights, layer.up_weights, layer.down_weights, layer.vectors, layer.up_bias, num_voxels,
-                ENDS_BLOCK=layer.order == 1, CHUNK=sizes.chunk, PARTS=channels // sizes.chunk, HIDDEN=sizes.hidden,
-                UP_PARTS=len(layer.up_bias) // sizes.hidden, ROWS=sizes.rows, STAGES=sizes.stages,
-                num_warps=sizes.rows // ROWS_OF_WARP,
-            )  # fmt: skip
+            following = layers[number + 1] if number + 1 < len(layers) else None
+            if self._hopper is not None:
+                self._hopper(layer, following, attended, features, block_input, output, qkv, stage)
+            else:
+                kernels.finish_layer[(-(-count // sizes.rows),)](
+                    attended, features, block_input, output,
+                    layer.out_weights, layer.up_weights, layer.down_weights, layer.vectors, layer.up_bias, num_voxels,
+                    ENDS_BLOCK=layer.order == 1, CHUNK=sizes.chunk, PARTS=channels // sizes.chunk, HIDDEN=sizes.hidden,
+                    UP_PARTS=len(layer.up_bias) // sizes.hidden, ROWS=sizes.rows, STAGES=sizes.stages,
+                    num_warps=sizes.rows // ROWS_OF_WARP,
+                )  # fmt: skip
+                if following is not None:
+                    self._project(following, output, stage, qkv)
             features = output
             if layer.order == 1:
                 block_input = features
         return features
+
+    def _project(self, layer: Layer, features: Tensor, stage: FusedStage, qkv: Tensor) -> None:
+        """Write queries, keys and values of a layer."""
+        from dsvt_ros.kernels import set_attention as kernels
+
+        count, channels = features.shape
+        chunk, columns = self._sizes.chunk, min(MAX_COLUMNS, _padded(3 * channels))
+        kernels.project[-(-3 * channels // columns), -(-count // ROWS)](
+            descriptor(features, ROWS, chunk), descriptor(layer.qkv_weights, chunk, columns),
+            layer.table, stage.cells[layer.order], descriptor(qkv, ROWS, columns), stage.grid.num_voxels,
+            CHANNELS=channels, CHUNK=chunk, COLUMNS=columns, ROWS=ROWS, STAGES=3, num_warps=4,
+        )  # fmt: skip
+
+
+class HopperLayers:
+    """What follows attention in a layer, and the next layer's projections, in one kernel for Hopper GPUs."""
+
+    def __init__(self, stages: list[list[Layer]], device: torch.device) -> None:
+        """Pack the weights in the order in which the kernel reads them."""
+        from dsvt_ros.kernels.hopper_layer import weight_blocks
+
+        self._programs = torch.cuda.get_device_properties(device).multi_processor_count
+        self._weights: dict[int, Tensor] = {}
+        for layers in stages:
+            for layer, following in zip(layers, [*layers[1:], None], strict=True):
+                qkv = None if following is None else following.qkv_weights.T
+                self._weights[id(layer)] = weight_blocks(*layer.plain_weights, qkv)
+
+    @staticmethod
+    def take(config: Backbone3dConfig, device: torch.device) -> bool:
+        """Whether the kernel takes this model on this device."""
+        hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
+        return hopper and (config.channels, config.ffn_channels) == HOPPER_CHANNELS
+
+    def __call__(
+        self,
+        layer: Layer,
+        following: Layer | None,
+        attended: Tensor,
+        features: Tensor,
+        block_input: Tensor,
+        output: Tensor,
+        qkv: Tensor,
+        stage: FusedStage,
+    ) -> None:
+        """Write the layer's output and, unless it is the last one, `qkv` for the `following`."""
+        from dsvt_ros.kernels import hopper_layer as kernels
+
+        described = [kernels.descriptor(rows) for rows in (attended, features, block_input)]
+        next_layer = following or layer  # of the last layer nothing of it is read
+        kernels.finish_and_project[(self._programs,)](
+            *described, kernels.descriptor(self._weights[id(layer)]),
+            kernels.descriptor(output), kernels.descriptor(qkv),
+            layer.vectors, layer.up_bias, next_layer.table, stage.cells[next_layer.order], stage.grid.num_voxels,
+            ENDS_BLOCK=layer.order == 1, WITH_QKV=following is not None,
+            num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,7 +235,7 @@ def _largest_divisor(size: int, limit: int) -> int:
 
 def _layers_of_stage(
     backbone: SetAttentionBackbone, stage: int, shifts: tuple[int, ...], sizes: _Sizes
-) -> list[_Layer]:
+) -> list[Layer]:
     layers = []
     for block, shift in enumerate(shifts):
         encoders = backbone.get_submodule(f"stage_{stage}.{block}.encoder_list")
@@ -184,7 +250,7 @@ def _layers_of_stage(
 
 def _layer(
     encoder: SetAttentionEncoder, block_norm: nn.Module, positions: Tensor, shift: int, order: int, sizes: _Sizes
-) -> _Layer:
+) -> Layer:
     from dsvt_ros.kernels.set_attention import tiled
 
     layer, chunk = encoder.win_attn, sizes.chunk
@@ -203,7 +269,7 @@ def _layer(
     for norm in norms:
         assert isinstance(norm, nn.LayerNorm)
         vectors += [norm.weight, norm.bias]
-    return _Layer(
+    return Layer(
         shift,
         order,
         qkv_weights=half(weight.T),
@@ -214,4 +280,5 @@ def _layer(
         down_weights=half(tiled(layer.linear2.weight, sizes.hidden, chunk).transpose(0, 1)),
         vectors=torch.stack(vectors),
         up_bias=layer.linear1.bias.detach().clone(),
+        plain_weights=(attention.out_proj.weight, layer.linear1.weight, layer.linear2.weight),
     )

@@ -40,8 +40,9 @@ def attend(
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,  # channels of a head
     PADDED_WIDTH: tl.constexpr,
+    HEADS_OF_PROGRAM: tl.constexpr,
 ):
-    """Softmax attention of one head in one set."""
+    """Softmax attention of some heads in one set."""
     channels: tl.constexpr = HEADS * WIDTH
     number = tl.program_id(1)
     # All at once: what a program waits for, one after the other, is what it takes.
@@ -49,20 +50,28 @@ def attend(
     if number >= total:
         return
     slot = tl.arange(0, SLOTS)
-    column = tl.arange(0, PADDED_WIDTH)
+    column = tl.arange(0, PADDED_WIDTH)[None, :]
     in_set = slot < end - first
     voxel = tl.load(order + first + slot, mask=in_set, other=0)
-    present = in_set[:, None] & (column < WIDTH)[None, :]
-    first_column = tl.program_id(0) * WIDTH
-    source = voxel[:, None] * (3 * channels) + first_column + column[None, :]
-    query = tl.load(qkv + source, mask=present, other=0.0)
-    key = tl.load(qkv + channels + source, mask=present, other=0.0)
-    value = tl.load(qkv + 2 * channels + source, mask=present, other=0.0)
-    scores = tl.dot(query, tl.trans(key)) + tl.where(in_set, 0.0, MASKED)[None, :]
-    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    result = tl.dot(weights.to(tl.float16), value) / tl.sum(weights, 1)[:, None]
-    target = attended + voxel[:, None] * channels + first_column + column[None, :]
-    tl.store(target, result.to(tl.float16), mask=present)
+    # Where there is room, one more channel of ones: the second product then gives the sum of the weights, too.
+    is_sum = column == WIDTH
+    ones = is_sum & in_set[:, None]
+    penalty = tl.where(in_set, 0.0, MASKED)[None, :]
+    source = voxel[:, None] * (3 * channels) + column
+    target = voxel[:, None] * channels + column
+    for i in tl.static_range(HEADS_OF_PROGRAM):
+        head = tl.program_id(0) * HEADS_OF_PROGRAM + i
+        present = in_set[:, None] & (column < WIDTH) & (head < HEADS)
+        query = tl.load(qkv + head * WIDTH + source, mask=present, other=0.0)
+        key = tl.load(qkv + channels + head * WIDTH + source, mask=present, other=0.0)
+        value = tl.load(qkv + 2 * channels + head * WIDTH + source, mask=present, other=0.0)
+        if PADDED_WIDTH > WIDTH:
+            value = tl.where(ones, 1.0, value.to(tl.float32)).to(tl.float16)
+        scores = tl.dot(query, tl.trans(key)) + penalty
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        result = tl.dot(weights.to(tl.float16), value)
+        sums = tl.sum(tl.where(is_sum, result, 0.0), 1) if PADDED_WIDTH > WIDTH else tl.sum(weights, 1)
+        tl.store(attended + head * WIDTH + target, (result / sums[:, None]).to(tl.float16), mask=present)
 
 
 @triton.jit
