@@ -272,13 +272,12 @@ class FusedBevBackbone:
         widths = [resample.channels_out for resample in self._resamplings]
         self._slices = [slice(sum(widths[:i]), sum(widths[: i + 1])) for i in range(len(widths))]
         real = [deblock[0].out_channels for deblock in backbone.deblocks]  # type: ignore[index]
-        self.sources = torch.cat(
-            [torch.arange(count) + part.start for count, part in zip(real, self._slices, strict=True)]
-        )
+        device = self._resamplings[0].bias.device
+        sources = [torch.arange(count) + part.start for count, part in zip(real, self._slices, strict=True)]
+        self.sources = torch.cat(sources).to(device)
         """(channels,) int64: where the channels of the backbone lie in the rows."""
         self._side: torch.cuda.Stream | None = None
-        device = self._resamplings[0].bias.device
-        if device.type == "cuda":
+        if device.type == "cuda" and len(self._stages) > 1:
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def image(self, rows: BevRows) -> Tensor:
@@ -286,7 +285,7 @@ class FusedBevBackbone:
         image = rows.image()
         if image.shape[1] == len(self.sources):
             return image
-        return image[:, self.sources.to(image.device)]
+        return image[:, self.sources]
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
         """(V, D) float16 features of the pillars in `grid` to (rows, channels)."""
@@ -317,7 +316,7 @@ class FusedHeatmaps:
 
     def __init__(self, shared: nn.Conv2d, hidden: nn.Conv2d, output: nn.Conv2d, sources: Tensor) -> None:
         """Take over weights; `sources` as for `FusedConvolution`."""
-        self._shared = FusedConvolution(shared, sources.to(shared.weight.device))
+        self._shared = FusedConvolution(shared, sources)
         self._hidden, self._output = FusedConvolution(hidden), FusedConvolution(output)
         self._channels = shared.out_channels
 
