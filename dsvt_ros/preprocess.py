@@ -139,6 +139,8 @@ def boxes_to_source(boxes: Boxes3D, T_model_source: NDArray[np.float64]) -> Boxe
     The heading is rotated as a vector; a box stays upright in the frame that it is given in, so a tilted sensor's
     boxes lean by that tilt.
     """
+    if np.array_equal(T_model_source, np.eye(4)):
+        return boxes
     T_source_model = np.linalg.inv(T_model_source)
     rotation = T_source_model[:3, :3]
     moved = boxes.boxes.astype(np.float64)

@@ -31,7 +31,7 @@ MIN_POINTS = 16_384
 POSE_NUMBERS = 12
 HEADER = 16
 """Floats of a cloud before the points: its pose, the row after its last point, and nothing."""
-PART_POINTS = 65_536
+PART_POINTS = 98_304
 """Points that are copied to the device at once."""
 COUNTS = 3
 
