@@ -301,6 +301,7 @@ def test_options_change_between_clouds():
     before = detector.detect(points)
     threshold = float(np.median(before.scores))
     detector.configure({"postprocess.score_threshold": threshold})
+    assert not detector._frames._frames, "graphs hold the options that they were captured with"
     after = detector.detect(points)
     higher = before.scores > threshold
     assert 0 < len(after) < len(before)

@@ -148,7 +148,7 @@ def with_room(stages, more):
         pooled = stage.pooled
         if pooled is not None:
             room = len(stages[number + 1].cells[0]) + more
-            pooled = in_room(pooled.T.contiguous(), room, count).T.contiguous()
+            pooled = in_room(pooled.T.contiguous(), room, 2**30).T.contiguous()
         cells = tuple(in_room(cells, count + more, 3) for cells in stage.cells)
         result.append(FusedStage(stage.grid, cells, sets, pooled))
     return tuple(result)
