@@ -46,8 +46,8 @@ from dsvt_ros.voxelization import voxelize
 
 _LOG = logging.getLogger(__name__)
 
-# On a GPU, kernels are chosen by size; on the CPU, only the first run of all is slow.
-WARM_UP_POINTS = {"cpu": (1,), "cuda": (1, 10_000, 50_000, 200_000, 200_000)}
+# On a GPU, kernels are chosen or captured by size; on the CPU, only the first run of all is slow.
+WARM_UP_POINTS = {"cpu": (1,), "cuda": (1, 10_000, 20_000, 50_000, 100_000, 200_000, 200_000)}
 
 
 class Detector:
