@@ -247,7 +247,7 @@ def test_channels_of_the_first_block(before, after):
 
 
 @pytest.mark.parametrize("name", list(TINY_CONFIGS))
-@pytest.mark.parametrize("count", [0, 1, 90])
+@pytest.mark.parametrize("count", [0, 90])
 def test_backbone_and_heatmaps(name, count):
     """Also on a grid of an odd number of cells, where the model allows that."""
     network = tiny_network(0, name).to(DEVICE)
@@ -261,7 +261,6 @@ def test_backbone_and_heatmaps(name, count):
     assert ((found.float() - expected).norm() / expected.norm()).item() < 2e-3
     assert_nothing_around(rows, rows.rows.shape[1])
     assert torch.isfinite(rows.rows).all()
-    assert torch.equal(backbone(features, grid).rows, rows.rows)
     if isinstance(head, CenterHead):
         at_peaks = PeakHead(copy.deepcopy(head))
         convolutions = (at_peaks.shared_conv[0], at_peaks.heatmap_hidden, at_peaks.heatmap)
