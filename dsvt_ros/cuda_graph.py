@@ -38,7 +38,7 @@ class FrameGraph:
     """Launches of kernels, captured once and replayed, with the same tensors as input and output.
 
     Attributes:
-        output: What the frame gives; every replay overwrites it.
+        output: What the frame gave when it was last replayed; the next replay may overwrite it.
     """
 
     def __init__(self, frame: Callable[[RunStage], Tensor], pool: Any) -> None:
@@ -61,16 +61,20 @@ class FrameGraph:
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile.
         with torch.cuda.graph(self._graph, pool, capture_error_mode="thread_local"):
-            self.output = frame(run_stage)
+            self._whole = frame(run_stage)
+        self._of_stages: Tensor | None = None
+        self.output = self._whole
 
     def replay(self) -> None:
         """Run all stages on the current stream."""
         self._graph.replay()
+        self.output = self._whole
 
     def replay_stages(self) -> dict[str, float]:
         """Run them one by one, each a graph of its own; gives the milliseconds of each on the device."""
-        if not self._stages:
-            self.output = self._frame(self._capture_stage)
+        if self._of_stages is None:
+            self._of_stages = self._frame(self._capture_stage)
+        self.output = self._of_stages
         events = [timing_event() for _ in range(len(self._stages) + 1)]
         events[0].record()
         for event, (_, graph) in zip(events[1:], self._stages, strict=True):

@@ -109,7 +109,6 @@ def test_what_is_timed(fake_cuda):
     assert {pool for _, pool, _ in captures} == {"pool"}
 
 
-@pytest.mark.xfail(strict=True, reason="replaying the whole leaves `output` to the stages' graphs")
 def test_the_output_belongs_to_what_was_replayed_last(fake_cuda):
     """The graph of the whole writes to another tensor than those of the stages."""
     outputs = []
@@ -160,7 +159,6 @@ def test_stages_one_by_one():
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.xfail(strict=True, reason="replaying the whole leaves `output` to the stages' graphs")
 def test_the_whole_after_its_stages():
     values, other = torch.zeros(5, device="cuda"), torch.zeros(5, device="cuda")
     graph = FrameGraph(two_stages(values, other), torch.cuda.graph_pool_handle())

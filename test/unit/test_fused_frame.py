@@ -330,7 +330,6 @@ def test_times_of_stages():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
-@pytest.mark.xfail(strict=True, reason="replaying the whole leaves `output` to the stages' graphs")
 def test_frames_with_and_without_times():
     detector, clouds = triton_detector(), [points_of(50, seed) for seed in range(2)]
     expected = [detector.detect(cloud) for cloud in clouds]
