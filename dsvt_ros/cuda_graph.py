@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -59,8 +61,7 @@ class FrameGraph:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(self._graph, pool, capture_error_mode="thread_local"):
+        with _capture(self._graph, pool):
             self._whole = frame(run_stage)
         self._of_stages: Tensor | None = None
         self.output = self._whole
@@ -88,8 +89,23 @@ class FrameGraph:
 
     def _capture_stage(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+        with _capture(graph, self._pool):
             result = function(*args, **kwargs)
         self._stages.append((name, graph))
         return result
+
+
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """Capture into `graph` what is launched inside; other threads may use the device meanwhile."""
+    torch.cuda.synchronize()
+    # An older graph that is collected meanwhile, being part of a cycle, would break the capture.
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+            yield
+    finally:
+        if collects:
+            gc.enable()

@@ -20,7 +20,7 @@ def detectors(waymo_checkpoint):
     torch.backends.cudnn.allow_tf32 = False
     overrides = {"preprocess.scale_features": False}
     return [
-        Detector.load("waymo_pillar", waymo_checkpoint, device=device, overrides=overrides)
+        Detector.load("waymo_pillar", waymo_checkpoint, backend="torch", device=device, overrides=overrides)
         for device in ("cpu", "cuda")
     ]
 
