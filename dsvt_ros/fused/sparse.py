@@ -170,8 +170,7 @@ class HopperLayers:
         described = [kernels.descriptor(rows) for rows in (attended, features, block_input)]
         next_layer = following or layer  # of the last layer nothing of it is read
         kernels.finish_and_project[(self._programs,)](
-            *described, kernels.descriptor(self._weights[id(layer)]),
-            kernels.descriptor(output), kernels.descriptor(qkv),
+            *described, kernels.descriptor(self._weights[id(layer)]), output, qkv,
             layer.vectors, layer.up_bias, next_layer.table, stage.cells[next_layer.order], stage.grid.num_voxels,
             ENDS_BLOCK=layer.order == 1, WITH_QKV=following is not None,
             num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,

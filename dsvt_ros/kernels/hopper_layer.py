@@ -40,8 +40,8 @@ OUT_TILES = gl.constexpr(3)
 FINISH_TILES = gl.constexpr(15)  # OUT_TILES + 2 * UP_PARTS
 QKV_TILES = gl.constexpr(9)  # 3 D / CHUNK
 
-STAGES = gl.constexpr(4)  # tiles of the ring, a power of two
-STAGED = gl.constexpr(2)  # blocks of a consumer on their way to memory, another one
+STAGES = gl.constexpr(5)  # tiles of the ring
+QKV_UNROLL = gl.constexpr(3)  # tiles of which two are in flight
 BLOCK_BYTES = gl.constexpr(64 * 64 * 2)
 
 # Registers a thread: 3 warpgroups of 168 are what a multiprocessor has; most go to the consumers.
@@ -60,6 +60,21 @@ SUMS = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 
 OPERAND = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2))
 BY_ROW = gl.constexpr(gl.SliceLayout(1, SUMS))
 BY_COLUMN = gl.constexpr(gl.SliceLayout(0, SUMS))
+# A thread's sums are pairs of neighbouring columns, 8 apart. Weights are in such an order that these pairs are the
+# neighbouring channels NATURAL: 8 of them, 16 bytes in memory, 32 apart.
+NATURAL = gl.constexpr(
+    gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 4], [0, 32], [8, 0]],
+        lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, 64],
+    )
+)
+NATURAL_ROW = gl.constexpr(gl.SliceLayout(1, NATURAL))
+NATURAL_COLUMN = gl.constexpr(gl.SliceLayout(0, NATURAL))
+FILL = gl.constexpr(gl.BlockedLayout([4], [32], [4], [0]))
+PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 
 
@@ -77,11 +92,11 @@ def weight_blocks(out: Tensor, up: Tensor, down: Tensor, qkv: Tensor | None) -> 
         down: (D, F) second of it.
         qkv: (3 D, D) queries, keys and values of the next layer; None after the last.
     """
-    tiles = [*_blocks(out)]
-    for first, second in zip(_blocks(up), _blocks(down).transpose(0, 1), strict=True):
+    tiles = [*_paired(_blocks(out), 2)]
+    for first, second in zip(_paired(_blocks(up), 3), _paired(_blocks(down), 2).transpose(0, 1), strict=True):
         tiles += [first, second]
     if qkv is not None:
-        tiles += [*_blocks(qkv)]
+        tiles += [*_paired(_paired(_blocks(qkv), 2), 3)]
     return torch.stack(tiles).to(torch.float16).flatten(0, 2).contiguous()
 
 
@@ -92,14 +107,20 @@ def _blocks(weight: Tensor) -> Tensor:
     return weight.detach().view(rows // chunk, chunk, columns // chunk, chunk).transpose(1, 2)
 
 
+def _paired(blocks: Tensor, dim: int) -> Tensor:
+    """Channels of blocks in the order of sums; see NATURAL."""
+    ordered: Tensor = blocks.unflatten(dim, (2, 4, 4, 2)).transpose(dim + 1, dim + 2).flatten(dim, dim + 3)
+    return ordered
+
+
 @gluon.jit
 def finish_and_project(
     attended,  # descriptor of (V, D) float16
     features,  # descriptor of (V, D) float16: input of the layer
     block_input,  # descriptor of (V, D) float16: input of the block, read by its last layer
     weights,  # descriptor of `weight_blocks`
-    output,  # descriptor of (V, D) float16
-    qkv,  # descriptor of (V, 3 D) float16
+    output,  # (V, D) float16
+    qkv,  # (V, 3 D) float16
     vectors,  # (10, D) float32
     up_bias,  # (F,) float32
     table,  # (cells, 3 D) float16 of the next layer: what each cell's position embedding and the bias add
@@ -107,11 +128,10 @@ def finish_and_project(
     num_voxels,  # (1,) int32
     ENDS_BLOCK: gl.constexpr,
     WITH_QKV: gl.constexpr,  # False after the last layer, which reads and writes none of the latter
-    AHEAD: gl.constexpr = False,  # see `_feed_forward`
 ):
     """Output projection, feed-forward network, residual sums and norms; then queries, keys and values.
 
-    Rows beyond the number of voxels are written up to the next multiple of ROWS, with values of no meaning.
+    Rows beyond the number of voxels are not written.
     """
     # All programs, one a multiprocessor, have as many blocks as each other, or one more.
     count = gl.load(num_voxels)
@@ -123,7 +143,9 @@ def finish_and_project(
     ring = gl.allocate_shared_memory(gl.float16, [STAGES * PARTS, CHUNK, CHUNK], SWIZZLED)
     # What was attended, and later the block's input; then the layer's input.
     rows = gl.allocate_shared_memory(gl.float16, [2 * 2 * PARTS, ROWS, CHUNK], SWIZZLED)
-    staging = gl.allocate_shared_memory(gl.float16, [2 * STAGED, ROWS, CHUNK], SWIZZLED)
+    # Parameters, in rows of CHUNK.
+    vector_rows = _share(vectors, 10 * CHANNELS, 32)
+    bias_rows = _share(up_bias, UP_PARTS * CHUNK, 8)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     arrived = gl.allocate_shared_memory(gl.int64, [2 * 3, 1], mbarrier.MBarrierLayout())
@@ -134,13 +156,14 @@ def finish_and_project(
         mbarrier.init(arrived.index(which), count=1)
     fence_async_shared()
 
-    descriptors = (attended, features, block_input, output, qkv)
-    parameters = (vectors, up_bias, table, cell_of_voxel, count)
-    buffers = (ring, rows, staging, full, free, arrived)
+    descriptors = (attended, features, block_input)
+    parameters = (table, cell_of_voxel, count, output, qkv)
+    buffers = (ring, rows, (vector_rows, bias_rows), full, free, arrived)
+    kind: gl.constexpr = (ENDS_BLOCK, WITH_QKV)
     gl.warp_specialize(
         [
-            (_first_consumer, (descriptors, parameters, buffers, first, end, ENDS_BLOCK, WITH_QKV, AHEAD)),
-            (_second_consumer, (descriptors, parameters, buffers, first, end, ENDS_BLOCK, WITH_QKV, AHEAD)),
+            (_first_consumer, (descriptors, parameters, buffers, first, end, kind)),
+            (_second_consumer, (descriptors, parameters, buffers, first, end, kind)),
             (_produce, (weights, ring, full, free, first, end, WITH_QKV)),
         ],
         [4, 1],
@@ -149,15 +172,25 @@ def finish_and_project(
 
 
 @gluon.jit
+def _share(values, count, LINES: gl.constexpr):
+    """A copy of float32 parameters in shared memory, as rows of CHUNK."""
+    at = gl.arange(0, LINES * CHUNK, FILL)
+    flat = gl.allocate_shared_memory(
+        gl.float32, [LINES * CHUNK], PLAIN, gl.load(values + at, mask=at < count, other=0.0)
+    )
+    return flat._reinterpret(gl.float32, [LINES, CHUNK], PLAIN)
+
+
+@gluon.jit
 def _produce(weights, ring, full, free, first, end, WITH_QKV: gl.constexpr):
     """Stream all weights once for each two blocks of rows."""
     tiles: gl.constexpr = FINISH_TILES + (QKV_TILES if WITH_QKV else 0)
     tile = 0
     for turn in range(gl.cdiv(end - first, 2) * tiles):
-        slot = turn & STAGES - 1
+        slot = turn % full.shape[0]
         barrier = full.index(slot)
         # A barrier that was never used counts as past its phase 1, so the first turn of each slot does not wait.
-        mbarrier.wait(free.index(slot), turn // STAGES & 1 ^ 1)
+        mbarrier.wait(free.index(slot), turn // full.shape[0] & 1 ^ 1)
         mbarrier.expect(barrier, PARTS * BLOCK_BYTES)
         for part in gl.static_range(PARTS):
             source = (tile * PARTS + part) * CHUNK
@@ -166,66 +199,41 @@ def _produce(weights, ring, full, free, first, end, WITH_QKV: gl.constexpr):
 
 
 @gluon.jit
-def _first_consumer(
-    descriptors, parameters, buffers, first, end, ENDS_BLOCK: gl.constexpr, WITH_QKV: gl.constexpr, AHEAD: gl.constexpr
-):
-    _consume(0, descriptors, parameters, buffers, first, end, ENDS_BLOCK, WITH_QKV, AHEAD)
+def _first_consumer(descriptors, parameters, buffers, first, end, kind: gl.constexpr):
+    _consume(0, descriptors, parameters, buffers, first, end, kind)
 
 
 @gluon.jit
-def _second_consumer(
-    descriptors, parameters, buffers, first, end, ENDS_BLOCK: gl.constexpr, WITH_QKV: gl.constexpr, AHEAD: gl.constexpr
-):
-    _consume(1, descriptors, parameters, buffers, first, end, ENDS_BLOCK, WITH_QKV, AHEAD)
+def _second_consumer(descriptors, parameters, buffers, first, end, kind: gl.constexpr):
+    _consume(1, descriptors, parameters, buffers, first, end, kind)
 
 
 @gluon.jit
-def _consume(
-    CONSUMER: gl.constexpr,
-    descriptors,
-    parameters,
-    buffers,
-    first,
-    end,
-    ENDS_BLOCK: gl.constexpr,
-    WITH_QKV: gl.constexpr,
-    AHEAD: gl.constexpr,
-):
+def _consume(CONSUMER: gl.constexpr, descriptors, parameters, buffers, first, end, kind: gl.constexpr):
     """Every other block of rows of a program."""
-    tiles: gl.constexpr = FINISH_TILES + (QKV_TILES if WITH_QKV else 0)
-    _ring, _rows, _staging, full, free, _arrived = buffers
-    block = first + CONSUMER
-    if block < end:
-        _load_rows(CONSUMER, descriptors, buffers, block * ROWS)
+    tiles: gl.constexpr = FINISH_TILES + (QKV_TILES if kind[1] else 0)
+    _ring, _rows, _shared, full, free, _arrived = buffers
+    if first + CONSUMER < end:
+        _load_rows(CONSUMER, descriptors, buffers, (first + CONSUMER) * ROWS)
     for turn in range(gl.cdiv(end - first, 2)):
+        block = first + 2 * turn + CONSUMER
         if block < end:
-            _finish_block(CONSUMER, descriptors, parameters, buffers, block, end, turn, ENDS_BLOCK, WITH_QKV, AHEAD)
+            _finish_block(CONSUMER, descriptors, parameters, buffers, block, end, turn, kind)
         else:
             # The last block has no partner: the producer still counts on both consumers.
             for tile in range(tiles):
                 _await_tile(full, turn * tiles + tile)
                 _release_tile(free, turn * tiles + tile)
-        block += 2
-    tma.store_wait(0)
 
 
 @gluon.jit
-def _finish_block(
-    CONSUMER: gl.constexpr,
-    descriptors,
-    parameters,
-    buffers,
-    block,
-    end,
-    turn,
-    ENDS_BLOCK: gl.constexpr,
-    WITH_QKV: gl.constexpr,
-    AHEAD: gl.constexpr,
-):
+def _finish_block(CONSUMER: gl.constexpr, descriptors, parameters, buffers, block, end, turn, kind: gl.constexpr):
     """ROWS rows."""
-    _attended, _features, block_input, output, qkv = descriptors
-    vectors, up_bias, table, cell_of_voxel, count = parameters
-    ring, rows, staging, full, free, arrived = buffers
+    ENDS_BLOCK: gl.constexpr = kind[0]
+    WITH_QKV: gl.constexpr = kind[1]
+    _attended, _features, block_input = descriptors
+    table, cell_of_voxel, count, output, qkv = parameters
+    ring, rows, shared, full, free, arrived = buffers
     tiles: gl.constexpr = FINISH_TILES + (QKV_TILES if WITH_QKV else 0)
     # Where this consumer's rows lie: what was attended, later the block's input; and the layer's input.
     first: gl.constexpr = CONSUMER * 2 * PARTS
@@ -235,29 +243,30 @@ def _finish_block(
     # Hides from the compiler what does not change from block to block: it would compute hundreds of addresses ahead of
     # the loop, for which there are no registers.
     zero = _opaque_zero(turn)
-    vectors += zero * CHUNK
     tile = turn * tiles + zero
 
-    if WITH_QKV:
-        row = first_row + gl.arange(0, ROWS, BY_ROW)
-        cell = gl.load(cell_of_voxel + row, mask=row < count, other=0)
     mbarrier.wait(arrived.index(CONSUMER * 3), phase)
     sums = _project_attended(rows, first + zero, ring, full, free, tile)
     if ENDS_BLOCK:
         _load_part(block_input, first_row, rows, first, arrived.index(CONSUMER * 3 + 2))
     mbarrier.wait(arrived.index(CONSUMER * 3 + 1), phase)
-    sums = _add_rows(_add_bias(sums, vectors + OUT_BIAS * CHANNELS), rows, second + zero)
-    x = _operands(_normalize(sums, vectors, 0))
+    sums = _add_rows(_add_vector(sums, shared, OUT_BIAS + zero), rows, second + zero)
+    x = _operands(_normalize(sums, shared, NORM + zero))
 
-    sums = _feed_forward(x, up_bias, ring, full, free, tile + OUT_TILES, AHEAD)
-    sums = _add_bias(_add_operands(sums, x), vectors + DOWN_BIAS * CHANNELS)
-    sums = _normalize(sums, vectors, 1)
-
-    # As published, the input is added once more around the layer, and around the block.
-    sums = _normalize(_add_rows(sums, rows, second + zero), vectors, 2)
+    sums = _feed_forward(x, shared, ring, full, free, tile + OUT_TILES, zero)
+    row = first_row + gl.arange(0, ROWS, NATURAL_ROW)
+    if WITH_QKV:
+        cell = gl.load(cell_of_voxel + row, mask=row < count, other=0)
     if ENDS_BLOCK:
         mbarrier.wait(arrived.index(CONSUMER * 3 + 2), phase)
-        sums = _normalize(_add_rows(sums, rows, first + zero), vectors, 3)
+    # As published, the input is added once more around the layer, and around the block.
+    norms: gl.constexpr = 4 if ENDS_BLOCK else 3
+    # One copy of the code for all: both consumers' together must fit the instruction cache. The first adds nothing.
+    for which in range(1, norms):
+        source = gl.where(which == 3, first, second)
+        factor = gl.where(which == 1, 0.0, 1.0)
+        sums = _add_rows(sums, rows, source + zero, factor)
+        sums = _normalize(sums, shared, NORM + 2 * which)
     # Once all threads have read these rows, the next ones may arrive.
     fence_async_shared()
     gl.thread_barrier()
@@ -265,15 +274,18 @@ def _finish_block(
         _load_rows(CONSUMER, descriptors, buffers, first_row + 2 * ROWS)
 
     x = _operands(sums)
-    store = turn * (PARTS + (QKV_TILES if WITH_QKV else 0))
+    inside = (row < count)[:, None]
+    column = gl.arange(0, CHUNK, NATURAL_COLUMN)
+    own = output + (row * CHANNELS)[:, None] + column[None, :]
     for n in gl.static_range(PARTS):
-        _store(output, first_row, n * CHUNK, _sums(x[n]), staging.index(CONSUMER * STAGED + (store + n & STAGED - 1)))
+        gl.store(own + n * CHUNK, _natural(_sums(x[n])), mask=inside)
     if WITH_QKV:
-        added = table + cell * (3 * CHANNELS)
-        for n in range(QKV_TILES):
-            value = _project(x, added + n * CHUNK, ring, full, free, tile + FINISH_TILES + n)
-            buffer = CONSUMER * STAGED + (store + PARTS + n & STAGED - 1)
-            _store(qkv, first_row, n * CHUNK, value, staging.index(buffer))
+        added = table + (cell * (3 * CHANNELS))[:, None] + column[None, :]
+        own = qkv + (row * (3 * CHANNELS))[:, None] + column[None, :]
+        for n in range(0, QKV_TILES, QKV_UNROLL):
+            _project(
+                x, added + n * CHUNK, own + n * CHUNK, inside, ring, full, free, tile + FINISH_TILES + n, QKV_UNROLL
+            )
 
 
 @gluon.jit
@@ -296,71 +308,56 @@ def _project_attended(rows, first, ring, full, free, tile):
 
 
 @gluon.jit
-def _feed_forward(x, up_bias, ring, full, free, tile, AHEAD: gl.constexpr):
-    """The feed-forward network, without the bias of its down projection.
+def _feed_forward(x, shared, ring, full, free, tile, zero):
+    """The feed-forward network, added to its input.
 
     The hidden features exist only CHUNK channels at a time. No product is under way where the loop closes: the compiler
     would serialize all of them.
     """
     sums = ()
-    for _ in gl.static_range(PARTS):
-        sums = sums + (gl.zeros([ROWS, CHUNK], gl.float32, SUMS),)
-    if AHEAD:
-        # The next hidden features are queued right behind the down projection of these.
-        hidden = warpgroup_mma_wait(0, deps=(_multiply(x, ring, _await_tile(full, tile)),))
-        _release_tile(free, tile)
-        for j in range(UP_PARTS - 1):
-            down, up = tile + 2 * j + 1, tile + 2 * j + 2
-            added = _add_down(sums, _activate(hidden, up_bias, j), ring, _await_tile(full, down))
-            more = _multiply(x, ring, _await_tile(full, up))
-            sums = warpgroup_mma_wait(PARTS, deps=added)
-            _release_tile(free, down)
-            hidden = warpgroup_mma_wait(0, deps=(more,))
-            _release_tile(free, up)
-        last = tile + 2 * UP_PARTS - 1
-        active = _activate(hidden, up_bias, UP_PARTS - 1)
-        sums = warpgroup_mma_wait(0, deps=_add_down(sums, active, ring, _await_tile(full, last)))
-        _release_tile(free, last)
-    else:
-        for j in range(UP_PARTS):
-            up, down = tile + 2 * j, tile + 2 * j + 1
-            hidden = warpgroup_mma_wait(0, deps=(_multiply(x, ring, _await_tile(full, up)),))
-            _release_tile(free, up)
-            added = _add_down(sums, _activate(hidden, up_bias, j), ring, _await_tile(full, down))
-            sums = warpgroup_mma_wait(0, deps=added)
-            _release_tile(free, down)
+    for part in gl.static_range(PARTS):
+        sums = sums + (_sums(x[part]).to(gl.float32) + _vector(shared, (DOWN_BIAS + zero) * PARTS + part),)
+    for j in range(UP_PARTS):
+        up, down = tile + 2 * j, tile + 2 * j + 1
+        bias = shared[1].index(j).load(BY_COLUMN)
+        slot = _await_tile(full, up)
+        hidden = warpgroup_mma_wait(0, deps=(_multiply(x, gl.zeros([ROWS, CHUNK], gl.float32, SUMS), ring, slot),))
+        _release_tile(free, up)
+        active = _operand(_gelu(hidden + bias[None, :]).to(gl.float16))
+        slot = _await_tile(full, down)
+        added = ()
+        for n in gl.static_range(PARTS):
+            added = added + (warpgroup_mma(active, _weight(ring, slot, n), sums[n], is_async=True),)
+        sums = warpgroup_mma_wait(0, deps=added)
+        _release_tile(free, down)
     return sums
 
 
 @gluon.jit
-def _activate(hidden, up_bias, j):
-    bias = gl.load(up_bias + (j + _opaque_zero(j)) * CHUNK + gl.arange(0, CHUNK, BY_COLUMN))
-    return _operand(_gelu(hidden + bias[None, :]).to(gl.float16))
+def _project(x, added, target, inside, ring, full, free, tile, TILES: gl.constexpr):
+    """TILES times CHUNK columns of the next layer's projections, at most two under way."""
+    more = ()
+    for n in gl.static_range(TILES):
+        more = more + (gl.load(added + n * CHUNK),)
+    zeros = gl.zeros([ROWS, CHUNK], gl.float32, SUMS)
+    sums = _multiply(x, zeros, ring, _await_tile(full, tile))
+    for n in gl.static_range(TILES):
+        if n + 1 < TILES:
+            later = _multiply(x, zeros, ring, _await_tile(full, tile + n + 1))
+            sums = warpgroup_mma_wait(PARTS, deps=(sums,))
+        else:
+            sums = warpgroup_mma_wait(0, deps=(sums,))
+        _release_tile(free, tile + n)
+        value = (sums + _paired_sums(more[n]).to(gl.float32)).to(gl.float16)
+        gl.store(target + n * CHUNK, _natural(value), mask=inside)
+        if n + 1 < TILES:
+            sums = later
 
 
 @gluon.jit
-def _add_down(sums, active, ring, slot):
-    """Begin to add the down projection of CHUNK hidden channels."""
-    added = ()
-    for n in gl.static_range(PARTS):
-        added = added + (warpgroup_mma(active, _weight(ring, slot, n), sums[n], is_async=True),)
-    return added
-
-
-@gluon.jit
-def _project(x, added, ring, full, free, tile):
-    """CHUNK columns of the next layer's projections."""
-    more = gl.load(added[:, None] + gl.arange(0, CHUNK, BY_COLUMN)[None, :])
-    sums = _multiply(x, ring, _await_tile(full, tile))
-    sums = warpgroup_mma_wait(0, deps=(sums,))
-    _release_tile(free, tile)
-    return (sums + more.to(gl.float32)).to(gl.float16)
-
-
-@gluon.jit
-def _multiply(x, ring, slot):
-    """Begin to multiply rows by a tile of weights."""
-    sums = warpgroup_mma_init(gl.zeros([ROWS, CHUNK], gl.float32, SUMS))
+def _multiply(x, sums, ring, slot):
+    """Begin to add products of rows and a tile of weights."""
+    sums = warpgroup_mma_init(sums)
     for k in gl.static_range(PARTS):
         sums = warpgroup_mma(x[k], _weight(ring, slot, k), sums, is_async=True)
     return sums
@@ -379,8 +376,8 @@ def _opaque_zero(changing):
 
 @gluon.jit
 def _await_tile(full, tile):
-    slot = tile & STAGES - 1
-    mbarrier.wait(full.index(slot), tile // STAGES & 1)
+    slot = tile % full.shape[0]
+    mbarrier.wait(full.index(slot), tile // full.shape[0] & 1)
     return slot
 
 
@@ -388,14 +385,14 @@ def _await_tile(full, tile):
 def _release_tile(free, tile):
     # Of one thread: all four warps must have come this far.
     gl.thread_barrier()
-    mbarrier.arrive(free.index(tile & STAGES - 1), count=1)
+    mbarrier.arrive(free.index(tile % free.shape[0]), count=1)
 
 
 @gluon.jit
 def _load_rows(CONSUMER: gl.constexpr, descriptors, buffers, first_row):
     """Fetch what was attended and the input of the layer."""
-    attended, features, _block_input, _output, _qkv = descriptors
-    _ring, rows, _staging, _full, _free, arrived = buffers
+    attended, features, _block_input = descriptors
+    _ring, rows, _shared, _full, _free, arrived = buffers
     _load_part(attended, first_row, rows, CONSUMER * 2 * PARTS, arrived.index(CONSUMER * 3))
     _load_part(features, first_row, rows, CONSUMER * 2 * PARTS + PARTS, arrived.index(CONSUMER * 3 + 1))
 
@@ -408,15 +405,24 @@ def _load_part(source, first_row, rows, FIRST: gl.constexpr, barrier):
 
 
 @gluon.jit
-def _store(target, first_row, first_column, value, buffer):
-    """Write a block by way of shared memory."""
-    # The store before the last one has left the same buffer.
-    tma.store_wait(STAGED - 1)
-    gl.thread_barrier()
-    buffer.store(value)
-    fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(target, [first_row, first_column], buffer)
+def _natural(x):
+    """A block in the layout of sums as one whose columns are in the order of memory; no data move."""
+    x = x.reshape([ROWS, 2, 4, 4, 2]).permute((0, 1, 3, 2, 4)).reshape([ROWS, CHUNK])
+    return gl.convert_layout(x, NATURAL)
+
+
+@gluon.jit
+def _paired_sums(x):
+    """The inverse of `_natural`."""
+    x = x.reshape([ROWS, 2, 4, 4, 2]).permute((0, 1, 3, 2, 4)).reshape([ROWS, CHUNK])
+    return gl.convert_layout(x, SUMS)
+
+
+@gluon.jit
+def _vector(shared, line):
+    """A vector's CHUNK elements for each row of sums."""
+    x = shared[0].index(line).load(NATURAL_COLUMN).reshape([2, 4, 4, 2]).permute((0, 2, 1, 3)).reshape([CHUNK])
+    return gl.convert_layout(x, BY_COLUMN, assert_trivial=True)[None, :]
 
 
 @gluon.jit
@@ -440,43 +446,33 @@ def _operands(x):
 
 
 @gluon.jit
-def _normalize(x, vectors, WHICH: gl.constexpr):
+def _normalize(x, shared, at):
     """Layer norm of rows."""
-    mean = (gl.sum(x[0] + x[1] + x[2], 1) / CHANNELS)[:, None]
-    centred = (x[0] - mean, x[1] - mean, x[2] - mean)
-    squares = centred[0] * centred[0] + centred[1] * centred[1] + centred[2] * centred[2]
-    scale = gl.rsqrt(gl.sum(squares, 1) / CHANNELS + LAYER_NORM_EPS)[:, None]
-    column = gl.arange(0, CHUNK, BY_COLUMN)
+    mean = gl.sum(x[0] + x[1] + x[2], 1) / CHANNELS
+    squares = gl.sum(x[0] * x[0] + x[1] * x[1] + x[2] * x[2], 1) / CHANNELS
+    scale = gl.rsqrt(gl.maximum(squares - mean * mean, 0.0) + LAYER_NORM_EPS)
+    shift = (-mean * scale)[:, None]
+    scale = scale[:, None]
     result = ()
     for part in gl.static_range(PARTS):
-        at = vectors + (NORM + 2 * WHICH) * CHANNELS + part * CHUNK + column
-        weight, bias = gl.load(at), gl.load(at + CHANNELS)
-        result = result + (centred[part] * scale * weight[None, :] + bias[None, :],)
+        weight, bias = _vector(shared, at * PARTS + part), _vector(shared, (at + 1) * PARTS + part)
+        result = result + ((x[part] * scale + shift) * weight + bias,)
     return result
 
 
 @gluon.jit
-def _add_bias(x, bias):
-    column = gl.arange(0, CHUNK, BY_COLUMN)
+def _add_vector(x, shared, which):
     result = ()
     for part in gl.static_range(PARTS):
-        result = result + (x[part] + gl.load(bias + part * CHUNK + column)[None, :],)
+        result = result + (x[part] + _vector(shared, which * PARTS + part),)
     return result
 
 
 @gluon.jit
-def _add_rows(x, rows, first):
+def _add_rows(x, rows, first, factor=1.0):
     result = ()
     for part in gl.static_range(PARTS):
-        result = result + (x[part] + rows.index(first + part).load(SUMS).to(gl.float32),)
-    return result
-
-
-@gluon.jit
-def _add_operands(x, more):
-    result = ()
-    for part in gl.static_range(PARTS):
-        result = result + (x[part] + _sums(more[part]).to(gl.float32),)
+        result = result + (x[part] + _paired_sums(rows.index(first + part).load(NATURAL)).to(gl.float32) * factor,)
     return result
 
 
