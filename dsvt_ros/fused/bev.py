@@ -23,7 +23,8 @@ NARROW_FROM = 256
 """and the fewest channels in from which on that is faster (measured on an H200)."""
 GATHER_ROWS = 16
 INDEX_BLOCK = 32
-NUM_WARPS = 4
+WARPGROUPS_FROM = 9
+"""Compute capability of GPUs that keep sums of products in fewer registers."""
 MAX_ELEMENTS = 2**31 - 1
 """Of a map: kernels count in 32 bits."""
 
@@ -110,7 +111,7 @@ class FusedConvolution:
         num_rows = clouds * (height + 1) * (width + 1)
         if output is None:
             output = x.rows.new_empty(num_rows, self.channels_out)
-        blocks = blocks_of(self.channels_in, self.channels_out)
+        blocks = blocks_of(self.channels_in, self.channels_out, self.matrix.device)
         grid = (-(-num_rows // ROWS), self.channels_out // blocks["COLUMNS"])
         weights = descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"])
         target = descriptor(output, ROWS, blocks["COLUMNS"])
@@ -149,7 +150,7 @@ class FusedConvolution:
     ) -> None:
         from dsvt_ros.kernels import convolution as kernels
 
-        blocks = blocks_of(self.channels_in, self.channels_out)
+        blocks = blocks_of(self.channels_in, self.channels_out, self.matrix.device)
         features, voxel_at = products or (like, like)
         num_rows = x.rows.shape[0]
         kernels.convolve[-(-num_rows // ROWS), self.channels_out // blocks["COLUMNS"]](
@@ -225,7 +226,7 @@ class Upsampling:
         """Write the upsampled map to `output` (rows, channels out), which may be a part of wider rows."""
         from dsvt_ros.kernels import convolution as kernels
 
-        blocks = blocks_of(self.channels_in, self.channels_out)
+        blocks = blocks_of(self.channels_in, self.channels_out, self.matrix.device)
         num_rows = x.rows.shape[0]
         if self.stride == 1:
             like = descriptor(output, ROWS, blocks["COLUMNS"])
@@ -353,7 +354,7 @@ def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
     from dsvt_ros.kernels import convolution as kernels
 
     count, channels = features.shape
-    blocks = blocks_of(channels, matrix.shape[1])
+    blocks = blocks_of(channels, matrix.shape[1], matrix.device)
     output = features.new_empty(count, matrix.shape[1])
     kernels.multiply[(matrix.shape[1] // blocks["COLUMNS"], -(-count // ROWS))](
         descriptor(features, ROWS, blocks["CHUNK"]), descriptor(matrix, blocks["CHUNK"], blocks["COLUMNS"]),
@@ -362,11 +363,18 @@ def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
     return output
 
 
-def blocks_of(channels_in: int, channels_out: int) -> dict[str, int]:
+def num_warps(device: torch.device) -> int:
+    """Warps for blocks of ROWS by MAX_COLUMNS sums."""
+    older = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < WARPGROUPS_FROM
+    return 8 if older else 4
+
+
+def blocks_of(channels_in: int, channels_out: int, device: torch.device) -> dict[str, int]:
     """Extents of blocks and how a kernel is launched."""
     chunk = min(channels_in & -channels_in, MAX_CHUNK)
     columns = min(channels_out & -channels_out, MAX_COLUMNS)
-    return {"CHUNK": chunk, "COLUMNS": columns, "STAGES": 3 if columns == MAX_COLUMNS else 4, "num_warps": NUM_WARPS}
+    stages = 3 if columns == MAX_COLUMNS else 4
+    return {"CHUNK": chunk, "COLUMNS": columns, "STAGES": stages, "num_warps": num_warps(device)}
 
 
 def descriptor(matrix: Tensor, rows: int, columns: int) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import to_half
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half
+from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, num_warps
 from dsvt_ros.fused.structures import FusedStage
 from dsvt_ros.model.set_attention import SetAttentionBackbone, SetAttentionEncoder
 from dsvt_ros.structures import Pooling
@@ -129,7 +129,7 @@ class FusedBackbone3d:
         kernels.project[-(-3 * channels // columns), -(-count // ROWS)](
             descriptor(features, ROWS, chunk), descriptor(layer.qkv_weights, chunk, columns),
             layer.table, stage.cells[layer.order], descriptor(qkv, ROWS, columns), stage.grid.num_voxels,
-            CHANNELS=channels, CHUNK=chunk, COLUMNS=columns, ROWS=ROWS, STAGES=3, num_warps=4,
+            CHANNELS=channels, CHUNK=chunk, COLUMNS=columns, ROWS=ROWS, STAGES=3, num_warps=num_warps(features.device),
         )  # fmt: skip
 
 
