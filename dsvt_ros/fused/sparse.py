@@ -232,9 +232,7 @@ def _largest_divisor(size: int, limit: int) -> int:
     return min(size & -size, limit)
 
 
-def _layers_of_stage(
-    backbone: SetAttentionBackbone, stage: int, shifts: tuple[int, ...], sizes: _Sizes
-) -> list[Layer]:
+def _layers_of_stage(backbone: SetAttentionBackbone, stage: int, shifts: tuple[int, ...], sizes: _Sizes) -> list[Layer]:
     layers = []
     for block, shift in enumerate(shifts):
         encoders = backbone.get_submodule(f"stage_{stage}.{block}.encoder_list")
