@@ -22,7 +22,7 @@ from dsvt_ros.backends.triton import TritonNetworks
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.capacity import keep_nearest
 from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
-from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
+from dsvt_ros.errors import ConfigError, EngineError, ModelError, PointCloudError
 from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
 from dsvt_ros.host_memory import keep_freed_memory
@@ -147,7 +147,15 @@ class Detector:
         load_weights(network, read_weights(source), str(source))
         chosen = choose_device(device)
         network = network.to(chosen).eval().requires_grad_(False)
-        networks, reason = open_networks(backend, network, folder, Path(source), chosen, config.engine, progress)
+        open_with = partial(open_networks, backend, network, folder, Path(source), chosen, config.engine, progress)
+        networks, reason = open_with()
+        try:
+            return cls(network, config, chosen, networks, reason)
+        except EngineError as error:
+            if backend != "auto":
+                raise
+            _LOG.warning("%s", error)
+            networks, reason = open_with(without_triton=str(error))
         return cls(network, config, chosen, networks, reason)
 
     def detect(
@@ -226,10 +234,10 @@ class Detector:
         for key in overrides:
             if key in fixed:
                 raise ConfigError(f"{key} cannot change while the detector runs; load it anew")
-        self.config = config
-        self._set_pose()
         if self._frames is not None:
             self._frames.configure(config)
+        self.config = config
+        self._set_pose()
 
     @property
     def timing_ms(self) -> dict[str, float]:

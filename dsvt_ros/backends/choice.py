@@ -25,6 +25,7 @@ def open_networks(
     device: torch.device,
     config: EngineConfig,
     progress: Progress = no_progress,
+    without_triton: str = "",
 ) -> tuple[Networks, str]:
     """Make both networks of a model ready.
 
@@ -36,6 +37,7 @@ def open_networks(
         device: Where to run.
         config: Options of the backends.
         progress: Told how long preparations go on; may raise to stop them.
+        without_triton: Why ``auto`` must not take ``triton``, if it must not.
 
     Returns:
         The networks, and why they were chosen.
@@ -48,7 +50,10 @@ def open_networks(
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     asked_for = "asked for"
     if backend == "auto":
-        backend, asked_for = _choose(network, folder, weights, device, config)
+        if without_triton:
+            backend, asked_for = _choose_without_triton(network, folder, weights, device, config, without_triton)
+        else:
+            backend, asked_for = _choose(network, folder, weights, device, config)
         if backend == "triton":
             try:
                 return _opened(_open_triton(network, device, progress), device, asked_for)

@@ -16,6 +16,7 @@ from dsvt_ros.backends.triton import TritonNetworks, on_device
 from dsvt_ros.capacity import default_voxels
 from dsvt_ros.config import CenterHeadConfig, DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
+from dsvt_ros.errors import ConfigError, EngineError
 from dsvt_ros.fused.dense import Maps, PeakMaps
 from dsvt_ros.fused.encode import FusedEncoder
 from dsvt_ros.fused.partition import FusedPartition
@@ -72,6 +73,9 @@ class FusedFrames:
             networks: Runs on the device where its encoder is.
             model: That of the networks.
             config: Run-time options; change them through `configure`.
+
+        Raises:
+            EngineError: A frame cannot be compiled, captured or run here, or not with these options.
         """
         self.model, self.networks = model, networks
         self.device = next(networks.encoder.parameters()).device
@@ -80,13 +84,25 @@ class FusedFrames:
         if self.device.type == "cuda":
             with on_device(self.device):
                 self.pool = torch.cuda.graph_pool_handle()
-        self.configure(config)
+        try:
+            self.configure(config)
+        except ConfigError as error:
+            raise EngineError(f"backend triton: {error}; use torch or tensorrt") from error
+        if self.pool is not None:
+            try:
+                self([torch.zeros(1, len(model.features))], [np.eye(4)])
+            except Exception as error:  # of CUDA, Triton or its compilers, which have no type in common
+                raise EngineError(f"a frame in Triton's kernels fails here; use torch or tensorrt: {error}") from error
 
     def configure(self, config: DetectorConfig) -> None:
-        """Take other run-time options; kernels are captured anew."""
+        """Take other run-time options; kernels are captured anew.
+
+        Raises:
+            ConfigError: The kernels do not take them; the old ones stay.
+        """
+        self._suppressor = Suppressor(self.model, config.postprocess, self.device)
         self._config = config
         self._frames.clear()
-        self._suppressor = Suppressor(self.model, config.postprocess, self.device)
         self._finder: PeakFinder | None = None
         if isinstance(self.model.head, CenterHeadConfig):
             sizes = [len(group) for group in class_groups(self.model)]

@@ -107,6 +107,32 @@ def test_a_triton_that_cannot_compile(monkeypatch):
 
 
 @needs_triton
+def test_auto_goes_on_without_frames_that_fail(tmp_path, monkeypatch, caplog):
+    """Kernels for the networks compile, and something else of the frame does not."""
+
+    def fail(*_args):
+        raise EngineError("a frame in Triton's kernels fails here")
+
+    monkeypatch.setattr("dsvt_ros.backends.choice._choose", lambda *_args: ("triton", "chosen by auto"))
+    monkeypatch.setattr("dsvt_ros.detector.FusedFrames", fail)
+    folder = write_small_model(tmp_path / "model")
+    detector = Detector.load(folder, device=str(DEVICE))
+    assert detector.backend != "triton"
+    assert detector.backend_reason.startswith("chosen by auto: a frame in Triton's kernels fails here; ")
+    assert "fails here" in caplog.text
+    with pytest.raises(EngineError, match="fails here"):
+        Detector.load(folder, backend="triton", device=str(DEVICE))
+
+
+@needs_triton
+def test_more_candidates_than_the_kernels_take(tmp_path):
+    folder = write_small_model(tmp_path / "model")
+    overrides = {"postprocess.max_candidates": 2000}
+    with pytest.raises(EngineError, match="at most 1024 candidates .* not 2000; use torch or tensorrt"):
+        Detector.load(folder, backend="triton", device=str(DEVICE), overrides=overrides)
+
+
+@needs_triton
 @pytest.mark.parametrize(
     "path",
     [
