@@ -128,7 +128,7 @@ def test_auto_goes_on_without_frames_that_fail(tmp_path, monkeypatch, caplog):
 def test_more_candidates_than_the_kernels_take(tmp_path):
     folder = write_small_model(tmp_path / "model")
     overrides = {"postprocess.max_candidates": 2000}
-    with pytest.raises(EngineError, match="at most 1024 candidates .* not 2000; use torch or tensorrt"):
+    with pytest.raises(EngineError, match=r"at most 1024 candidates .* not 2000; use torch or tensorrt"):
         Detector.load(folder, backend="triton", device=str(DEVICE), overrides=overrides)
 
 
