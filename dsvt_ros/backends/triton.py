@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from itertools import pairwise
 
 import torch
@@ -26,6 +27,7 @@ from dsvt_ros.structures import HeadMaps, SetPartition, VoxelSets
 
 MIN_CAPABILITY = (8, 0)
 """Of the GPU: what Triton itself supports."""
+MIN_TRITON = (3, 6)
 MAX_ELEMENTS = 2**31 - 1
 """Of a tensor: kernels count in 32 bits."""
 
@@ -61,24 +63,22 @@ class TritonNetworks:
         FusedEncoder(self.encoder, model.config, 1)  # raises what any other would
         backbone_2d, head = folded_copy(model.backbone_2d), folded_copy(model.dense_head)
         config = model.config.backbone_3d
-        with torch.inference_mode():
-            self.backbone_3d = FusedBackbone3d(folded_copy(model.backbone_3d), config, self._device)
-            self.peak_head = PeakHead(head) if isinstance(head, CenterHead) else None
-            try:
-                with on_device(self._device):
-                    self.dense_network = open_dense(
-                        backbone_2d, self.peak_head or head, self._model, self._room(), config.channels
-                    )
-                    # Once, so that what keeps Triton from compiling (no C compiler, for one) is known at the start.
-                    voxel = torch.zeros(1, 4, dtype=torch.int32, device=self._device)
-                    features = torch.zeros(1, config.channels, device=self._device)
-                    self.sparse(features, partition_sets(voxel, self._model))
-            except EngineError:
-                raise
-            except Exception as error:
-                raise EngineError(
-                    f"Triton cannot compile or run its kernels here; use torch or tensorrt: {error}"
-                ) from error
+        try:
+            with torch.inference_mode(), on_device(self._device):
+                self.backbone_3d = FusedBackbone3d(folded_copy(model.backbone_3d), config, self._device)
+                self.peak_head = PeakHead(head) if isinstance(head, CenterHead) else None
+                self.dense_network = open_dense(
+                    backbone_2d, self.peak_head or head, self._model, self._room(), config.channels
+                )
+                # Once, so that what keeps Triton from compiling (no C compiler, for one) is known at the start.
+                voxel = torch.zeros(1, 4, dtype=torch.int32, device=self._device)
+                self.sparse(torch.zeros(1, config.channels, device=self._device), partition_sets(voxel, self._model))
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"Triton cannot compile or run its kernels here; use torch or tensorrt: {error}"
+            ) from error
 
     def sparse(self, features: Tensor, partition: SetPartition) -> Tensor:
         """(V, D) voxel features to (V', D) float16 of the last stage."""
@@ -139,6 +139,13 @@ def require_triton(device: torch.device) -> None:
     """Check that Triton is here and can use the device; `EngineError` if not."""
     if importlib.util.find_spec("triton") is None:
         raise EngineError("backend triton: install triton; a Jetson without it uses torch or tensorrt")
+    import triton
+
+    if _release(triton.__version__) < MIN_TRITON:
+        raise EngineError(
+            f"backend triton needs Triton {'.'.join(map(str, MIN_TRITON))} or later, as it comes with PyTorch; this is "
+            f"{triton.__version__}: use torch or tensorrt"
+        )
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     if device.type != "cuda":
@@ -151,6 +158,10 @@ def require_triton(device: torch.device) -> None:
             f"backend triton needs a GPU of compute capability {'.'.join(map(str, MIN_CAPABILITY))} or higher; "
             f"{torch.cuda.get_device_name(device)} has {'.'.join(map(str, capability))}: use torch or tensorrt"
         )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def on_device(device: torch.device) -> torch.cuda.device:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,6 +94,16 @@ def test_a_cpu_cannot_run_it(monkeypatch):
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match="install triton; a Jetson without it uses torch or tensorrt"):
+        TritonNetworks(tiny_network())
+
+
+@needs_triton
+@pytest.mark.parametrize("version", ["3.5.1", "2.3.1+git4f6b", "3.5"])
+def test_an_older_triton(version, monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", version)
+    with pytest.raises(EngineError, match=f"needs Triton 3.6 or later.* this is {re.escape(version)}: use torch"):
         TritonNetworks(tiny_network())
 
 
