@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsvt_ros.config import Cells, ModelConfig
+from dsvt_ros.config import Cells, EngineConfig, ModelConfig
 from dsvt_ros.structures import SetPartition, Voxels
 
 
@@ -93,6 +93,11 @@ def default_voxels(model: ModelConfig) -> int:
     sixteenths = 3 if model.sweeps == 1 else 4
     voxels = max(1, sixteenths * nx * ny * min(nz, 2) // 16)
     return voxels // 1024 * 1024 or voxels
+
+
+def room_for_voxels(model: ModelConfig, config: EngineConfig) -> int:
+    """Voxels of a cloud that fused frames have room for."""
+    return max(config.profile.voxels, default=0) or default_voxels(model)
 
 
 def write_padded(source: SetPartition, target: SetPartition) -> None:

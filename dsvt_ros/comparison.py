@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsvt_ros.config import ModelConfig, PostprocessConfig
 from dsvt_ros.postprocess import decode, suppress
-from dsvt_ros.structures import DeviceBoxes, HeadMaps, ProposalMaps
+from dsvt_ros.structures import Boxes3D, DeviceBoxes, HeadMaps, ProposalMaps
 
 
 @dataclass
@@ -168,6 +168,27 @@ def boxes_from_maps(maps: HeadMaps, model: ModelConfig, config: PostprocessConfi
     if isinstance(maps, ProposalMaps) or len(candidates.scores) == config.max_candidates:
         settled &= score_of(candidates) > float(candidates.scores.min()) + margin
     return FoundBoxes(boxes, kept.scores[kept.keep], labels, settled)
+
+
+def settled_as(boxes: Boxes3D, like: FoundBoxes, center_m: float, score: float) -> FoundBoxes:
+    """Boxes of a run without maps: settled where their equals in `like` are, and where they have none.
+
+    Args:
+        boxes: In the model's frame.
+        like: Of the same kernels, from maps.
+        center_m: Distance of the centres of equals.
+        score: Difference of their scores.
+    """
+    device = like.boxes.device
+    rows, scores, labels = (torch.as_tensor(part, device=device) for part in (boxes.boxes, boxes.scores, boxes.labels))
+    settled = torch.ones_like(labels, dtype=torch.bool)
+    if len(rows) and len(like.boxes):
+        distance = torch.cdist(rows[:, :3].double(), like.boxes[:, :3].double())
+        fits = (labels[:, None] == like.labels[None]) & (distance <= center_m)
+        fits &= (scores[:, None] - like.scores[None]).abs() <= score
+        nearest = torch.where(fits, distance, torch.full_like(distance, math.inf)).argmin(1)
+        settled = ~fits.any(1) | like.settled[nearest]
+    return FoundBoxes(rows, scores, labels, settled)
 
 
 def map_differences(

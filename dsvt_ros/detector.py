@@ -64,6 +64,7 @@ class Detector:
         num_points: Points inside the model's range in the last cloud.
         num_voxels: Occupied voxels in the last cloud.
         num_dropped_voxels: Of these, the farthest ones that the networks had no room for.
+        T_model_source: (4, 4) transform that brought the last cloud into the model's frame.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Detector:
         self.num_points = 0
         self.num_voxels = 0
         self.num_dropped_voxels = 0
+        self.T_model_source: NDArray[np.float64] = np.eye(4)
         network = network.to(device).eval().requires_grad_(False)
         self.networks: Networks = TorchNetworks(network) if networks is None else networks
         self.backend, self.precision = self.networks.name, self.networks.precision
@@ -186,9 +188,9 @@ class Detector:
             return self._detect_fused(self._frames, points, pose, find_ground=find_ground)
         with torch.inference_mode():
             cloud = self._upload(points)
-            cloud, pose = self._prepare(cloud, pose, find_ground=find_ground)
+            cloud, self.T_model_source = self._prepare(cloud, pose, find_ground=find_ground)
             boxes = self._download(self.forward(cloud))
-        return boxes_to_source(boxes, pose)
+        return boxes_to_source(boxes, self.T_model_source)
 
     def pose_in_model(self, T_vehicle_sensor: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N803
         """(4, 4) pose of the sensor in the model's frame from that in the vehicle's, both with axes x forward, y left.
@@ -270,6 +272,7 @@ class Detector:
                 cloud = cloud.to(self.device, torch.float32)
                 returns = drop_missing(cloud, self.model, self.config.preprocess)
                 applied[2, 3] = self.model.ground_z - float(ground_height(returns))
+        self.T_model_source = applied
         result = frames([cloud], [applied], timed=self._clock.enabled)
         self._clock.timing_ms = result.stage_ms
         self.num_points, self.num_voxels = result.num_points, result.num_voxels

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvt_ros.backends.triton import TritonNetworks, on_device
-from dsvt_ros.capacity import default_voxels
+from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.config import CenterHeadConfig, DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
 from dsvt_ros.errors import ConfigError, EngineError
@@ -110,7 +110,7 @@ class FusedFrames:
 
     def room_for_voxels(self, points: int, clouds: int = 1) -> int:
         """Voxels that frames of up to so many points have room for."""
-        return min(points, clouds * (max(self._config.engine.profile.voxels, default=0) or default_voxels(self.model)))
+        return min(points, clouds * room_for_voxels(self.model, self._config.engine))
 
     def __call__(
         self,

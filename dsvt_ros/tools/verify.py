@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -18,7 +19,8 @@ from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session, require_
 from dsvt_ros.backends.tensorrt.load import Source, load_networks, require_gpu
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.backends.triton import TritonNetworks, require_triton
-from dsvt_ros.comparison import BoxDifference, boxes_from_maps, common_proposals, map_differences
+from dsvt_ros.capacity import room_for_voxels
+from dsvt_ros.comparison import BoxDifference, boxes_from_maps, common_proposals, map_differences, settled_as
 from dsvt_ros.config import parse_assignment, with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, DataError, EngineError, ModelError
@@ -29,7 +31,8 @@ from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
-from dsvt_ros.structures import HeadMaps, SetPartition
+from dsvt_ros.preprocess import boxes_to_source
+from dsvt_ros.structures import Boxes3D, HeadMaps, SetPartition
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.verification import Result, add_limit_options, clouds_from, limits_from, print_result
@@ -70,9 +73,11 @@ def main(argv: list[str]) -> int:
     for backend, networks in _backends(options.backends, manifest, source, console):
         limits = limits_from(options, networks.precision)
         result = Result(backend, networks.precision, limits, {}, BoxDifference())
-        # The reference drops the same voxels where the exported network has no room for all.
-        expected = Recorder(TorchNetworks(network), networks.max_voxels)
-        found = Recorder(networks, networks.max_voxels)
+        # Boxes of kernels come from whole frames, which share only the networks with what gives the tensors.
+        frames = Detector(network, config, device, networks) if isinstance(networks, TritonNetworks) else None
+        # The reference drops the same voxels where the other one has no room for all.
+        room = networks.max_voxels if frames is None else room_for_voxels(folder.model, config.engine)
+        expected, found = Recorder(TorchNetworks(network), room), Recorder(networks, room)
         reference, other = (Detector(network, config, device, part) for part in (expected, found))
         count = 0
         for points in clouds_from(options, reference.model):
@@ -80,7 +85,10 @@ def main(argv: list[str]) -> int:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 reference.detect(points)
             other.detect(points)
-            _compare(result, found, expected, reference)
+            whole = None
+            if frames is not None:
+                whole = boxes_to_source(frames.detect(points), np.linalg.inv(frames.T_model_source).astype(np.float64))
+            _compare(result, found, expected, reference, whole)
             result.dropped_voxels += other.num_dropped_voxels
             count += 1
         if not count:
@@ -191,14 +199,18 @@ def _onnxruntime(manifest: Manifest, source: Source) -> tuple[str, Networks]:
     return networks.name, networks
 
 
-def _compare(result: Result, found: Recorder, expected: Recorder, detector: Detector) -> None:
-    """Add the last cloud."""
+def _compare(
+    result: Result, found: Recorder, expected: Recorder, detector: Detector, whole: Boxes3D | None = None
+) -> None:
+    """Add the last cloud; `whole` are the boxes, in the model's frame, of a run that gives no maps."""
     if found.maps is None or expected.maps is None:
         return
     ours, theirs = (
         boxes_from_maps(maps, detector.model, detector.config.postprocess, result.limits.score)
         for maps in (found.maps, expected.maps)
     )
+    if whole is not None:
+        ours = settled_as(whole, ours, result.limits.center_m, result.limits.score)
     found.maps, expected.maps = common_proposals(found.maps, expected.maps)
     map_differences(result.tensors, found.tensors(), expected.tensors())
     result.boxes.add(ours, theirs, result.limits.center_m, result.limits.score)

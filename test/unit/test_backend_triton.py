@@ -171,17 +171,24 @@ def exported(tmp_path_factory):
     return folder / "exported"
 
 
+@pytest.fixture
+def small_frames(monkeypatch):
+    """Interpreted frames take as long as they have room."""
+    monkeypatch.setattr(frame, "MIN_POINTS", 64)
+
+
 def verify(exported, folder):
     """The result of ``dsvt verify``, as a status and as JSON."""
     np.save(folder / "cloud.npy", tiny_points(40))
     options = ["--backends", "triton", "--device", str(DEVICE), "--output", str(folder / "report.json")]
+    options += ["--set", "postprocess.max_candidates=40"]
     status = dsvt(["verify", str(exported), "--cloud", str(folder / "cloud.npy"), *options])
     (result,) = json.loads((folder / "report.json").read_text())["results"]
     return status, result
 
 
 @needs_triton
-def test_verify(exported, tmp_path, monkeypatch, capsys):
+def test_verify(exported, tmp_path, small_frames, monkeypatch, capsys):
     """It runs the kernels, and compares all that they give."""
     run, calls = FusedBackbone3d.__call__, []
 
@@ -195,13 +202,29 @@ def test_verify(exported, tmp_path, monkeypatch, capsys):
     assert (result["backend"], result["precision"], result["limits"]["max_error"]) == ("triton", "fp16", 0.1)
     assert set(result["tensors"]) == {"features", "heatmap", "center", "center_z", "dim", "rot", "iou"}
     assert all(tensor["max_error"] > 0 for tensor in result["tensors"].values())
-    assert result["boxes"]["expected"] > 10
+    assert result["boxes"]["expected"] > 5
     assert calls[0] == 1, "once at the start"
-    assert len(calls) == 2
+    assert len(calls) == 3, "for the tensors, and for the boxes"
 
 
 @needs_triton
-def test_verify_finds_a_wrong_heatmap(exported, tmp_path, monkeypatch):
+def test_verify_finds_wrong_frames(exported, tmp_path, small_frames, monkeypatch):
+    """Its tensors do not come from frames, and its boxes do."""
+    run = frame.FusedFrames.__call__
+
+    def moved(self, clouds, poses, **options):
+        result = run(self, clouds, poses, **options)
+        result.rows[..., 0] += 0.05
+        return result
+
+    monkeypatch.setattr(frame.FusedFrames, "__call__", moved)
+    status, result = verify(exported, tmp_path)
+    assert status == 1
+    assert [text.split(":")[0] for text in result["exceeded"]] == ["boxes"]
+
+
+@needs_triton
+def test_verify_finds_a_wrong_heatmap(exported, tmp_path, small_frames, monkeypatch):
     class Wrong(TritonNetworks):
         def __init__(self, model):
             super().__init__(model)
@@ -217,4 +240,5 @@ def test_verify_finds_a_wrong_heatmap(exported, tmp_path, monkeypatch):
     monkeypatch.setattr("dsvt_ros.tools.verify.TritonNetworks", Wrong)
     status, result = verify(exported, tmp_path)
     assert status == 1
-    assert [text.split(":")[0] for text in result["exceeded"]] == ["heatmap", "heatmap"]
+    tensors = [text.split(":")[0] for text in result["exceeded"] if not text.startswith("boxes")]
+    assert tensors == ["heatmap", "heatmap"], "error and cosine"
