@@ -45,7 +45,7 @@ def write_small_model(folder):
 
 
 @needs_triton
-@pytest.mark.parametrize("name", list(TINY_CONFIGS))
+@pytest.mark.parametrize("name", ["tiny_voxel", "tiny_proposals"])  # both heads; several stages and one
 def test_networks_give_what_torch_does(name):
     model = dataclasses.replace(TINY_CONFIGS[name](), point_cloud_range=SMALL)
     torch.manual_seed(0)

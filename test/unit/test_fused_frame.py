@@ -264,11 +264,6 @@ def test_room_for_voxels(voxels, points, clouds, room):
     assert frames.room_for_voxels(points, clouds) == room
 
 
-def test_more_candidates_than_the_kernels_take():
-    with pytest.raises(ConfigError, match="at most 1024 candidates a group can be suppressed here, not 2000"):
-        frames_of(**{"postprocess.max_candidates": 2000})
-
-
 # --------------------------------------------------------------------------------------------------------- the detector
 
 
