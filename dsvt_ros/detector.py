@@ -265,20 +265,27 @@ class Detector:
         self, frames: FusedFrames, points: ArrayLike | Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
     ) -> Boxes3D:
         """`detect` where only the ground, if it is asked for, is found outside the frame."""
-        applied = np.eye(4) if pose is None else pose.copy()
-        cloud = self._checked(points)
-        if find_ground:
-            with torch.inference_mode():
+        cloud = returns = self._checked(points)
+        with torch.inference_mode():
+            if find_ground:
                 cloud = cloud.to(self.device, torch.float32)
                 returns = drop_missing(cloud, self.model, self.config.preprocess)
-                applied[2, 3] = self.model.ground_z - float(ground_height(returns))
-        self.T_model_source = applied
-        result = frames([cloud], [applied], timed=self._clock.enabled)
+            self.T_model_source = self._applied_pose(returns, pose, find_ground=find_ground)
+        result = frames([cloud], [self.T_model_source], timed=self._clock.enabled)
         self._clock.timing_ms = result.stage_ms
         self.num_points, self.num_voxels = result.num_points, result.num_voxels
         self._note_dropped(result.num_dropped_voxels)
         boxes = boxes_from_rows(result.rows[0], self.model, self.config.postprocess)
-        return boxes_to_source(boxes, applied)
+        return boxes_to_source(boxes, self.T_model_source)
+
+    def _applied_pose(
+        self, returns: Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
+    ) -> NDArray[np.float64]:
+        """(4, 4) transform to the model's frame; asked to, at the height at which the ground of (N, C) `returns` is."""
+        applied = np.eye(4) if pose is None else pose.copy()
+        if find_ground:
+            applied[2, 3] = self.model.ground_z - float(ground_height(returns))
+        return applied
 
     def _upload(self, points: ArrayLike | Tensor) -> Tensor:
         return self._checked(points).to(self.device, torch.float32)
@@ -298,9 +305,7 @@ class Detector:
     ) -> tuple[Tensor, NDArray[np.float64]]:
         """Drop missing returns and move the rest; also gives the transform that was applied."""
         cloud = drop_missing(cloud, self.model, self.config.preprocess)
-        applied = np.eye(4) if pose is None else pose.copy()
-        if find_ground:
-            applied[2, 3] = self.model.ground_z - float(ground_height(cloud))
+        applied = self._applied_pose(cloud, pose, find_ground=find_ground)
         if pose is not None or find_ground:
             cloud = transform(cloud, torch.as_tensor(applied, dtype=cloud.dtype, device=cloud.device))
         return scale_features(cloud, self.model, self.config.preprocess), applied
