@@ -20,6 +20,9 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
         patch.setenv("TRITON_INTERPRET", "1")
         import triton.language  # noqa: F401
 
+# On a GPU, TF32 would round the inputs of a reference's convolutions to 10 bits.
+torch.backends.cudnn.allow_tf32 = False
+
 
 @pytest.fixture(scope="session")
 def waymo() -> Reference:

@@ -16,8 +16,6 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def detectors(waymo_checkpoint):
-    # TF32 would round the convolutions' inputs to 10 bits.
-    torch.backends.cudnn.allow_tf32 = False
     overrides = {"preprocess.scale_features": False}
     return [
         Detector.load("waymo_pillar", waymo_checkpoint, backend="torch", device=device, overrides=overrides)

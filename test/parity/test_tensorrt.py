@@ -33,7 +33,6 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    torch.backends.cudnn.allow_tf32 = False
     sources = [name for name in os.environ.get("DSVT_TACTIC_SOURCES", "").split(",") if name]
     return {
         "engine.cache_dir": str(tmp_path_factory.mktemp("cache")),

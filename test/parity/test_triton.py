@@ -39,12 +39,6 @@ LEAST = 20
 OPTIONS = {"preprocess.find_ground": False, "preprocess.scale_features": False}
 
 
-@pytest.fixture(autouse=True)
-def _exact_reference(monkeypatch):
-    """TF32 would round the reference's convolutions to 10 bits."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 @functools.lru_cache(maxsize=1)
 def opened(name):
     """A network, the same in kernels, and a cloud."""

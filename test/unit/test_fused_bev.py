@@ -30,12 +30,6 @@ _interpreter = interpreted("convolution")
 pytestmark = needs_triton
 
 
-@pytest.fixture(autouse=True)
-def _exact_reference(monkeypatch):
-    """TF32 would round its inputs to 10 bits on a GPU."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def rows_of(image):
     """A (B, C, H, W) map as rows of cells, in the channels that there is room for."""
     clouds, channels, height, width = image.shape
