@@ -5,6 +5,8 @@ TransFusion (Bai et al., CVPR 2022) section 3, as DSVT trained it for nuScenes (
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,37 @@ class CellEmbedding(nn.Module):
         return F.linear(hidden, part("3.weight")[:, :, 0], part("3.bias"))
 
 
+AttendAround = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
+def attend_around(query: Tensor, projected: Tensor, cells: Tensor, around: Tensor, num_heads: int) -> Tensor:
+    """Attention of proposals to the cells around them.
+
+    Cells are numbered through, as published: beyond the end of a row lies the start of the next one. Those before the
+    first and beyond the last cell do not count.
+
+    Args:
+        query: (B, Q, D), scaled.
+        projected: (B, cells, 2 D) key and value of every cell.
+        cells: (B, Q) integer cell of each proposal.
+        around: (K,) integers, what to add to a cell for each of those around it.
+        num_heads: Heads, of D / num_heads channels each.
+
+    Returns:
+        (B, Q, D).
+    """
+    width = query.shape[-1] // num_heads
+    # In single precision, which is exact for them: engines of TensorRT 8 limit and divide no integers.
+    there = (cells[:, :, None] + around.to(cells.dtype)).float()
+    keys = there.clamp(0, projected.shape[1] - 1)
+    outside = (there != keys).float()
+    gathered = rows_of_cells(projected, keys.to(cells.dtype)).view(-1, len(around), 2, num_heads, width)
+    key, value = gathered.permute(2, 0, 3, 1, 4).unbind()
+    scores = query.view(-1, num_heads, 1, width) @ key.transpose(-1, -2)
+    scores = scores + outside.view(-1, 1, 1, len(around)) * MASKED
+    return (torch.softmax(scores, dim=-1) @ value).reshape(query.shape)
+
+
 class ProposalDecoder(nn.Module):
     """Self-attention, attention to the cells around, and a feed-forward network, post-norm.
 
@@ -68,6 +101,7 @@ class ProposalDecoder(nn.Module):
         reach = torch.arange(-REACH, REACH + 1)
         around = (reach[:, None] * shape[1] + reach).flatten()
         self.register_buffer("around", around, persistent=False)
+        self.attend_around: AttendAround = attend_around
 
     def forward(self, proposals: Tensor, cells: Tensor, features: Tensor) -> Tensor:
         """Decode.
@@ -94,25 +128,13 @@ class ProposalDecoder(nn.Module):
         """(B, Q, D): attention of each proposal to the cells around it; all three parts carry positions."""
         assert isinstance(self.around, Tensor)
         attention = self.multihead_attn
-        batch_size, count, channels = queries.shape
-        num_cells = features.shape[1]
-        # Cells are numbered through, as published: beyond the end of a row lies the start of the next one.
-        # In single precision, which is exact for them: engines of TensorRT 8 limit and divide no integers.
-        there = (cells[:, :, None] + self.around.to(cells.dtype)).float()
-        keys = there.clamp(0, num_cells - 1)
-        outside = (there != keys).float()
-
+        channels = queries.shape[-1]
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         features = features + self.cross_posembed.table()  # type: ignore[operator]
         # Every cell is projected once and then gathered; published is the other order, for 1681 cells a proposal.
-        around = rows_of_cells(F.linear(features, weight[channels:], bias[channels:]), keys.to(cells.dtype))
-        around = around.view(-1, len(self.around), 2, self.num_heads, channels // self.num_heads)
-        key, value = around.permute(2, 0, 3, 1, 4).unbind()
+        projected = F.linear(features, weight[channels:], bias[channels:])
         query = F.linear(queries, weight[:channels], bias[:channels]) * (channels // self.num_heads) ** -0.5
-        scores = query.view(-1, self.num_heads, 1, channels // self.num_heads) @ key.transpose(-1, -2)
-        scores = scores + outside.view(-1, 1, 1, len(self.around)) * MASKED
-        attended = torch.softmax(scores, dim=-1) @ value
-        output: Tensor = attention.out_proj(attended.reshape(batch_size, count, channels))
+        output: Tensor = attention.out_proj(self.attend_around(query, projected, cells, self.around, self.num_heads))
         return output
 
 
