@@ -15,6 +15,7 @@ from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import maps_from_tensors, named_maps, to_half
 from dsvt_ros.fused.bev import FusedBevBackbone, FusedHeatmaps
 from dsvt_ros.fused.peak_head import PeakHead
+from dsvt_ros.fused.proposals import attend_around, heads_of_a_program
 from dsvt_ros.fused.structures import Grid
 from dsvt_ros.model.bev_backbone import BevBackbone
 from dsvt_ros.model.transfusion_head import TransFusionHead
@@ -87,6 +88,8 @@ def open_dense(backbone: BevBackbone, head: nn.Module, model: ModelConfig, like:
         channels: Of a pillar's feature.
     """
     assert isinstance(head, (PeakHead, TransFusionHead))
+    if isinstance(head, TransFusionHead) and heads_of_a_program(head.config.channels, head.config.num_heads):
+        head.decoder.attend_around = attend_around
     own: Dense | None = None
     try:
         own = KernelConvolutions(backbone, head, model)
