@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.export.networks import to_half
 from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, num_warps
+from dsvt_ros.fused.pooling import FusedPooling
 from dsvt_ros.fused.structures import FusedStage
-from dsvt_ros.model.set_attention import SetAttentionBackbone, SetAttentionEncoder
-from dsvt_ros.structures import Pooling
+from dsvt_ros.model.set_attention import AttentionPooling, SetAttentionBackbone, SetAttentionEncoder
 
 MIN_EXTENT = 16
 """Of a block: what tensor cores take."""
@@ -70,17 +69,16 @@ class FusedBackbone3d:
             self._layers = [
                 _layers_of_stage(backbone, stage, shifts, self._sizes) for stage, shifts in enumerate(config.shifts)
             ]
+            self._poolings = [_pooling(backbone, stage, self._sizes) for stage in range(len(config.stages) - 1)]
         self._hopper = HopperLayers(self._layers, device) if HopperLayers.take(config, device) else None
-        self._poolings = [backbone.get_submodule(f"stage_{stage}_reduction") for stage in range(len(config.stages) - 1)]
-        for pooling in self._poolings:
-            to_half(pooling)
 
     def __call__(self, features: Tensor, stages: tuple[FusedStage, ...]) -> Tensor:
         """(V, D) float16 voxel features to (V', D) of the last stage."""
         for number, stage in enumerate(stages):
             features = self._run_stage(self._layers[number], features, stage, self._config.stages[number].set_size)
             if stage.pooled is not None:
-                features = self._poolings[number](features, _pooling(stage.pooled, stages[number + 1].grid.num_voxels))
+                num_pooled = stages[number + 1].grid.num_voxels
+                features = self._poolings[number](features, stage.grid.num_voxels, stage.pooled, num_pooled)
         return features
 
     def _run_stage(self, layers: list[Layer], features: Tensor, stage: FusedStage, set_size: int) -> Tensor:
@@ -215,13 +213,6 @@ class _Sizes:
         return _Sizes(chunk, hidden, 128, 3 if data_centre else 2, config.num_heads)
 
 
-def _pooling(pooled: Tensor, num_pooled: Tensor) -> Pooling:
-    """The slots of pooled voxels, with rows beyond their number empty."""
-    there = torch.arange(len(pooled), device=pooled.device)[:, None] < num_pooled
-    indices = torch.where(there, pooled, -1)
-    return Pooling(indices.clamp_min(0).long(), indices < 0)
-
-
 def _padded(size: int) -> int:
     """Blocks have powers of two as extents."""
     return max(MIN_EXTENT, 1 << (size - 1).bit_length())
@@ -230,6 +221,12 @@ def _padded(size: int) -> int:
 def _largest_divisor(size: int, limit: int) -> int:
     """The largest power of two that divides `size`, up to `limit`."""
     return min(size & -size, limit)
+
+
+def _pooling(backbone: SetAttentionBackbone, stage: int, sizes: _Sizes) -> FusedPooling:
+    pooling = backbone.get_submodule(f"stage_{stage}_reduction")
+    assert isinstance(pooling, AttentionPooling)
+    return FusedPooling(pooling, sizes.chunk)
 
 
 def _layers_of_stage(backbone: SetAttentionBackbone, stage: int, shifts: tuple[int, ...], sizes: _Sizes) -> list[Layer]:

@@ -135,8 +135,9 @@ def finish_layer(
     inside = (row < count)[:, None]
     tile = column[:, None] * CHUNK + column[None, :]
     own = row[:, None] * channels + column[None, :]
+    norms = vectors + NORM * channels
 
-    sums = _zeros(ROWS, CHUNK, PARTS)
+    sums = zeros(ROWS, CHUNK, PARTS)
     for source in tl.range(PARTS, num_stages=STAGES):
         part = tl.load(attended + source * CHUNK + own, mask=inside, other=0.0)
         added = ()
@@ -145,13 +146,13 @@ def finish_layer(
             added = added + (tl.dot(part, weight, sums[n]),)
         sums = added
     sums = _add(sums, features, own, inside, vectors + OUT_BIAS * channels, CHUNK, PARTS)
-    x = _halves(_normalize(sums, vectors, 0, CHUNK, PARTS), PARTS)
+    x = halves(normalize(sums, norms, CHUNK, PARTS), PARTS)
 
     # The hidden features exist only HIDDEN channels at a time.
     narrow = tl.arange(0, HIDDEN)
     up_tile = column[:, None] * HIDDEN + narrow[None, :]
     down_tile = narrow[:, None] * CHUNK + column[None, :]
-    sums = _zeros(ROWS, CHUNK, PARTS)
+    sums = zeros(ROWS, CHUNK, PARTS)
     for j in tl.range(UP_PARTS, num_stages=STAGES):
         hidden = tl.zeros((ROWS, HIDDEN), tl.float32)
         for k in tl.static_range(PARTS):
@@ -167,20 +168,20 @@ def finish_layer(
     for n in tl.static_range(PARTS):
         bias = tl.load(vectors + DOWN_BIAS * channels + n * CHUNK + column)
         added = added + (sums[n] + x[n].to(tl.float32) + bias[None, :],)
-    sums = _normalize(added, vectors, 1, CHUNK, PARTS)
+    sums = normalize(added, norms + 2 * channels, CHUNK, PARTS)
 
     # As published, the input is added once more around the layer, and around the block.
-    sums = _normalize(_add_rows(sums, features, own, inside, CHUNK, PARTS), vectors, 2, CHUNK, PARTS)
+    sums = normalize(_add_rows(sums, features, own, inside, CHUNK, PARTS), norms + 4 * channels, CHUNK, PARTS)
     if ENDS_BLOCK:
-        sums = _normalize(_add_rows(sums, block_input, own, inside, CHUNK, PARTS), vectors, 3, CHUNK, PARTS)
-    x = _halves(sums, PARTS)
+        sums = normalize(_add_rows(sums, block_input, own, inside, CHUNK, PARTS), norms + 6 * channels, CHUNK, PARTS)
+    x = halves(sums, PARTS)
     for part in tl.static_range(PARTS):
         tl.store(output + part * CHUNK + own, x[part], mask=inside)
 
 
 @triton.jit
-def _normalize(x, vectors, which: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr):
-    """Layer norm of rows."""
+def normalize(x, parameters, CHUNK: tl.constexpr, PARTS: tl.constexpr):
+    """Layer norm of rows; `parameters` (2, D) are its weight and bias."""
     channels: tl.constexpr = PARTS * CHUNK
     total = tl.sum(x[0], 1)
     for part in tl.static_range(1, PARTS):
@@ -193,7 +194,7 @@ def _normalize(x, vectors, which: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.c
     column = tl.arange(0, CHUNK)
     result = ()
     for part in tl.static_range(PARTS):
-        at = vectors + (NORM + 2 * which) * channels + part * CHUNK + column
+        at = parameters + part * CHUNK + column
         weight, bias = tl.load(at), tl.load(at + channels)
         result = result + ((x[part] - mean) * scale * weight[None, :] + bias[None, :],)
     return result
@@ -219,7 +220,8 @@ def _add_rows(x, rows, own, inside, CHUNK: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _zeros(ROWS: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr):
+def zeros(ROWS: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr):
+    """Features whose sums are yet to come."""
     result = ()
     for _ in tl.static_range(PARTS):
         result = result + (tl.zeros((ROWS, CHUNK), tl.float32),)
@@ -227,7 +229,8 @@ def _zeros(ROWS: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _halves(x, PARTS: tl.constexpr):
+def halves(x, PARTS: tl.constexpr):
+    """Features in float16."""
     result = ()
     for part in tl.static_range(PARTS):
         result = result + (x[part].to(tl.float16),)

@@ -21,7 +21,7 @@ from dsvt_ros.voxelization import voxelize
 
 KERNELS = "dsvt_ros.kernels.set_attention"
 
-_interpreter = interpreted("set_attention")
+_interpreter = interpreted("set_attention", "convolution", "pooling")
 pytestmark = needs_triton
 
 
