@@ -12,7 +12,7 @@ from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import to_half
 from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, num_warps
-from dsvt_ros.fused.structures import FusedStage
+from dsvt_ros.fused.structures import FusedStage, ShiftSets
 from dsvt_ros.model.set_attention import SetAttentionBackbone, SetAttentionEncoder
 from dsvt_ros.structures import Pooling
 
@@ -21,7 +21,6 @@ MIN_EXTENT = 16
 MAX_CHUNK = 64
 MAX_HIDDEN = 64
 MAX_PARTS = 4
-HEADS_OF_PROGRAM = 2
 MAX_SLOTS = 128
 MAX_HEAD_WIDTH = 64
 ROWS_OF_WARP = 16
@@ -94,13 +93,7 @@ class FusedBackbone3d:
         self._project(layers[0], features, stage, qkv)
         block_input = features
         for number, layer in enumerate(layers):
-            sets = stage.sets[layer.shift]
-            assert sets is not None
-            kernels.attend[-(-sizes.num_heads // HEADS_OF_PROGRAM), len(sets.set_start) - 1](
-                qkv, sets.order[layer.order], sets.set_start, sets.num_sets, attended,
-                SLOTS=_padded(set_size), HEADS=sizes.num_heads, WIDTH=channels // sizes.num_heads,
-                PADDED_WIDTH=_padded(channels // sizes.num_heads), HEADS_OF_PROGRAM=HEADS_OF_PROGRAM, num_warps=4,
-            )  # fmt: skip
+            self._attend(layer, qkv, stage, set_size, attended)
             output = torch.empty_like(features)
             following = layers[number + 1] if number + 1 < len(layers) else None
             if self._hopper is not None:
@@ -120,6 +113,16 @@ class FusedBackbone3d:
                 block_input = features
         return features
 
+    def _attend(self, layer: Layer, qkv: Tensor, stage: FusedStage, set_size: int, attended: Tensor) -> None:
+        """Write what each voxel's heads see in its set."""
+        from dsvt_ros.kernels import set_attention as kernels
+
+        sets, heads = _sets(layer, stage), self._sizes.num_heads
+        num_sets, width = len(sets.set_start) - 1, attended.shape[1] // heads
+        arguments = (qkv, sets.order[layer.order], sets.set_start, sets.num_sets, attended)
+        described = {"HEADS": heads, "WIDTH": width, "PADDED_WIDTH": _padded(width)}
+        kernels.attend[heads, num_sets](*arguments, **described, SLOTS=_padded(set_size), num_warps=4)
+
     def _project(self, layer: Layer, features: Tensor, stage: FusedStage, qkv: Tensor) -> None:
         """Write queries, keys and values of a layer."""
         from dsvt_ros.kernels import set_attention as kernels
@@ -128,7 +131,8 @@ class FusedBackbone3d:
         chunk, columns = self._sizes.chunk, min(MAX_COLUMNS, _padded(3 * channels))
         kernels.project[-(-3 * channels // columns), -(-count // ROWS)](
             descriptor(features, ROWS, chunk), descriptor(layer.qkv_weights, chunk, columns),
-            layer.table, stage.cells[layer.order], descriptor(qkv, ROWS, columns), stage.grid.num_voxels,
+            layer.table, stage.cells[layer.order], _sets(layer, stage).position[layer.order], qkv,
+            stage.grid.num_voxels,
             CHANNELS=channels, CHUNK=chunk, COLUMNS=columns, ROWS=ROWS, STAGES=3, num_warps=num_warps(features.device),
         )  # fmt: skip
 
@@ -171,7 +175,8 @@ class HopperLayers:
         next_layer = following or layer  # of the last layer nothing of it is read
         kernels.finish_and_project[(self._programs,)](
             *described, kernels.descriptor(self._weights[id(layer)]), output, qkv,
-            layer.vectors, layer.up_bias, next_layer.table, stage.cells[next_layer.order], stage.grid.num_voxels,
+            layer.vectors, layer.up_bias, next_layer.table, stage.cells[next_layer.order],
+            _sets(next_layer, stage).position[next_layer.order], stage.grid.num_voxels,
             ENDS_BLOCK=layer.order == 1, WITH_QKV=following is not None,
             num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
         )  # fmt: skip
@@ -213,6 +218,13 @@ class _Sizes:
             )
         data_centre = device.type == "cuda" and torch.cuda.get_device_capability(device) in LARGE_SHARED_MEMORY
         return _Sizes(chunk, hidden, 128, 3 if data_centre else 2, config.num_heads)
+
+
+def _sets(layer: Layer, stage: FusedStage) -> ShiftSets:
+    """Those that a layer attends in."""
+    sets = stage.sets[layer.shift]
+    assert sets is not None
+    return sets
 
 
 def _pooling(pooled: Tensor, num_pooled: Tensor) -> Pooling:

@@ -140,6 +140,7 @@ def with_room(stages, more):
             own
             and ShiftSets(
                 in_room(own.order, count + more, count),
+                in_room(own.position, count + more, 0),
                 in_room(own.set_start, len(own.set_start) + more, 1),
                 own.num_sets,
             )
@@ -179,7 +180,7 @@ def test_no_voxels():
     network = network_of(16, 2, 6, 32)
     zero = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     order, start = zero.new_full((2, 20), 2**30), zero.new_full((9,), 2**30)
-    sets = ShiftSets(order, start, zero)
+    sets = ShiftSets(order, order, start, zero)
     cells = zero.new_full((20,), 2**30)
     stage = FusedStage(Grid((32, 32, 1), zero, zero, zero), (cells, cells), (sets, sets), None)
     found = fused(network)(torch.full((20, 16), torch.nan, device=DEVICE), (stage,))
