@@ -23,6 +23,15 @@ MAX_HIDDEN = 64
 MAX_PARTS = 4
 MAX_SLOTS = 128
 MAX_HEAD_WIDTH = 64
+WARP_SLOTS = 96
+"""Slots of sets,"""
+WARP_HEAD_WIDTH = 32
+"""and channels of heads, that the registers of a warp have room for."""
+HEADS_OF_PROGRAM = 4
+SMALL_SLOTS = 48
+"""Of sets for whose attention a thread needs few more than"""
+SMALL_REGISTERS = 96
+"""registers: with no more, as many programs run at once as are fastest (measured on an H100)."""
 ROWS_OF_WARP = 16
 HOPPER = 9
 """Compute capability of the GPUs,"""
@@ -115,13 +124,22 @@ class FusedBackbone3d:
 
     def _attend(self, layer: Layer, qkv: Tensor, stage: FusedStage, set_size: int, attended: Tensor) -> None:
         """Write what each voxel's heads see in its set."""
-        from dsvt_ros.kernels import set_attention as kernels
-
         sets, heads = _sets(layer, stage), self._sizes.num_heads
         num_sets, width = len(sets.set_start) - 1, attended.shape[1] // heads
         arguments = (qkv, sets.order[layer.order], sets.set_start, sets.num_sets, attended)
         described = {"HEADS": heads, "WIDTH": width, "PADDED_WIDTH": _padded(width)}
-        kernels.attend[heads, num_sets](*arguments, **described, SLOTS=_padded(set_size), num_warps=4)
+        if qkv.is_cuda and set_size <= WARP_SLOTS and width <= WARP_HEAD_WIDTH:
+            from dsvt_ros.kernels import warp_attention
+
+            warps = _largest_divisor(heads, HEADS_OF_PROGRAM)
+            warp_attention.attend[heads // warps, num_sets](
+                *arguments, **described, PIECES=-(-set_size // warp_attention.ROWS.value), num_warps=warps,
+                maxnreg=SMALL_REGISTERS if set_size <= SMALL_SLOTS else None,
+            )  # fmt: skip
+        else:
+            from dsvt_ros.kernels import set_attention
+
+            set_attention.attend[heads, num_sets](*arguments, **described, SLOTS=_padded(set_size), num_warps=4)
 
     def _project(self, layer: Layer, features: Tensor, stage: FusedStage, qkv: Tensor) -> None:
         """Write queries, keys and values of a layer."""
