@@ -175,4 +175,4 @@ def _ragged(sets: VoxelSets) -> ShiftSets:
     start = torch.zeros(len(count) + 1, dtype=torch.int32, device=count.device)
     start[1:] = torch.cumsum(count, 0)
     order = torch.stack([indices[kept] for indices, kept in zip(sets.indices, real, strict=True)]).int()
-    return ShiftSets(order, start, start.new_tensor([len(count)]))
+    return ShiftSets(order, torch.argsort(order).int(), start, start.new_tensor([len(count)]))

@@ -111,7 +111,9 @@ class FusedPartition:
             grid.voxel_of_cell, grid.cell_of_voxel, grid.num_voxels, *columns, voxels_in_window, *cells, **described
         )
         sets = (self._room_for_sets(layout, 0), self._room_for_sets(layout, 1))
-        written = [(None,) * 3 if own is None else (own.order, own.set_start, own.num_sets) for own in sets]
+        written = [
+            (None,) * 4 if own is None else (own.order, own.position, own.set_start, own.num_sets) for own in sets
+        ]
         kernels.write_sets[num_windows,](
             grid.voxel_of_cell, *columns, voxels_in_window, *written[0], *written[1], layout.voxels,
             **described,
@@ -123,7 +125,8 @@ class FusedPartition:
     def _room_for_sets(self, layout: _Layout, shift: int) -> ShiftSets | None:
         if layout.num_windows[shift] == 0:
             return None
-        return ShiftSets(self._integers(2, layout.voxels), self._integers(layout.sets[shift] + 1), self._integers(1))
+        order, position = self._integers(2, layout.voxels), self._integers(2, layout.voxels)
+        return ShiftSets(order, position, self._integers(layout.sets[shift] + 1), self._integers(1))
 
     def _pool(self, layout: _Layout, grid: Grid, pooled_in_block: Tensor, target: Grid) -> Tensor:
         """Write the next stage's grid; gives the voxels in each slot of its voxels."""

@@ -12,7 +12,7 @@ from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, num_warps
 from dsvt_ros.fused.pooling import FusedPooling
-from dsvt_ros.fused.structures import FusedStage
+from dsvt_ros.fused.structures import FusedStage, ShiftSets
 from dsvt_ros.model.set_attention import AttentionPooling, SetAttentionBackbone, SetAttentionEncoder
 
 MIN_EXTENT = 16
@@ -20,9 +20,17 @@ MIN_EXTENT = 16
 MAX_CHUNK = 64
 MAX_HIDDEN = 64
 MAX_PARTS = 4
-HEADS_OF_PROGRAM = 2
 MAX_SLOTS = 128
 MAX_HEAD_WIDTH = 64
+WARP_SLOTS = 96
+"""Slots of sets,"""
+WARP_HEAD_WIDTH = 32
+"""and channels of heads, that the registers of a warp have room for."""
+HEADS_OF_PROGRAM = 4
+SMALL_SLOTS = 48
+"""Of sets for whose attention a thread needs few more than"""
+SMALL_REGISTERS = 96
+"""registers: with no more, as many programs run at once as are fastest (measured on an H100)."""
 ROWS_OF_WARP = 16
 HOPPER = 9
 """Compute capability of the GPUs,"""
@@ -92,13 +100,7 @@ class FusedBackbone3d:
         self._project(layers[0], features, stage, qkv)
         block_input = features
         for number, layer in enumerate(layers):
-            sets = stage.sets[layer.shift]
-            assert sets is not None
-            kernels.attend[-(-sizes.num_heads // HEADS_OF_PROGRAM), len(sets.set_start) - 1](
-                qkv, sets.order[layer.order], sets.set_start, sets.num_sets, attended,
-                SLOTS=_padded(set_size), HEADS=sizes.num_heads, WIDTH=channels // sizes.num_heads,
-                PADDED_WIDTH=_padded(channels // sizes.num_heads), HEADS_OF_PROGRAM=HEADS_OF_PROGRAM, num_warps=4,
-            )  # fmt: skip
+            self._attend(layer, qkv, stage, set_size, attended)
             output = torch.empty_like(features)
             following = layers[number + 1] if number + 1 < len(layers) else None
             if self._hopper is not None:
@@ -118,6 +120,25 @@ class FusedBackbone3d:
                 block_input = features
         return features
 
+    def _attend(self, layer: Layer, qkv: Tensor, stage: FusedStage, set_size: int, attended: Tensor) -> None:
+        """Write what each voxel's heads see in its set."""
+        sets, heads = _sets(layer, stage), self._sizes.num_heads
+        num_sets, width = len(sets.set_start) - 1, attended.shape[1] // heads
+        arguments = (qkv, sets.order[layer.order], sets.set_start, sets.num_sets, attended)
+        described = {"HEADS": heads, "WIDTH": width, "PADDED_WIDTH": _padded(width)}
+        if qkv.is_cuda and set_size <= WARP_SLOTS and width <= WARP_HEAD_WIDTH:
+            from dsvt_ros.kernels import warp_attention
+
+            warps = _largest_divisor(heads, HEADS_OF_PROGRAM)
+            warp_attention.attend[heads // warps, num_sets](
+                *arguments, **described, PIECES=-(-set_size // warp_attention.ROWS.value), num_warps=warps,
+                maxnreg=SMALL_REGISTERS if set_size <= SMALL_SLOTS else None,
+            )  # fmt: skip
+        else:
+            from dsvt_ros.kernels import set_attention
+
+            set_attention.attend[heads, num_sets](*arguments, **described, SLOTS=_padded(set_size), num_warps=4)
+
     def _project(self, layer: Layer, features: Tensor, stage: FusedStage, qkv: Tensor) -> None:
         """Write queries, keys and values of a layer."""
         from dsvt_ros.kernels import set_attention as kernels
@@ -126,7 +147,8 @@ class FusedBackbone3d:
         chunk, columns = self._sizes.chunk, min(MAX_COLUMNS, _padded(3 * channels))
         kernels.project[-(-3 * channels // columns), -(-count // ROWS)](
             descriptor(features, ROWS, chunk), descriptor(layer.qkv_weights, chunk, columns),
-            layer.table, stage.cells[layer.order], descriptor(qkv, ROWS, columns), stage.grid.num_voxels,
+            layer.table, stage.cells[layer.order], _sets(layer, stage).position[layer.order], qkv,
+            stage.grid.num_voxels,
             CHANNELS=channels, CHUNK=chunk, COLUMNS=columns, ROWS=ROWS, STAGES=3, num_warps=num_warps(features.device),
         )  # fmt: skip
 
@@ -169,7 +191,8 @@ class HopperLayers:
         next_layer = following or layer  # of the last layer nothing of it is read
         kernels.finish_and_project[(self._programs,)](
             *described, kernels.descriptor(self._weights[id(layer)]), output, qkv,
-            layer.vectors, layer.up_bias, next_layer.table, stage.cells[next_layer.order], stage.grid.num_voxels,
+            layer.vectors, layer.up_bias, next_layer.table, stage.cells[next_layer.order],
+            _sets(next_layer, stage).position[next_layer.order], stage.grid.num_voxels,
             ENDS_BLOCK=layer.order == 1, WITH_QKV=following is not None,
             num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
         )  # fmt: skip
@@ -211,6 +234,13 @@ class _Sizes:
             )
         data_centre = device.type == "cuda" and torch.cuda.get_device_capability(device) in LARGE_SHARED_MEMORY
         return _Sizes(chunk, hidden, 128, 3 if data_centre else 2, config.num_heads)
+
+
+def _sets(layer: Layer, stage: FusedStage) -> ShiftSets:
+    """Those that a layer attends in."""
+    sets = stage.sets[layer.shift]
+    assert sets is not None
+    return sets
 
 
 def _padded(size: int) -> int:

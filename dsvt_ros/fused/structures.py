@@ -83,11 +83,13 @@ class ShiftSets:
 
     Attributes:
         order: (2, V) int32, voxels sorted by window, inside a window by y, x, z (0) or by x, y, z (1).
+        position: (2, V) int32, their inverses: where in `order` each voxel is.
         set_start: (S + 1,) int32, position in `order` where each set begins, and where the last one ends.
         num_sets: (1,) int32; at most S.
     """
 
     order: Tensor
+    position: Tensor
     set_start: Tensor
     num_sets: Tensor
 

@@ -120,11 +120,12 @@ def finish_and_project(
     block_input,  # descriptor of (V, D) float16: input of the block, read by its last layer
     weights,  # descriptor of `weight_blocks`
     output,  # (V, D) float16
-    qkv,  # (V, 3 D) float16
+    qkv,  # (V, 3 D) float16, voxels in the order of the next layer's sets
     vectors,  # (10, D) float32
     up_bias,  # (F,) float32
     table,  # (cells, 3 D) float16 of the next layer: what each cell's position embedding and the bias add
     cell_of_voxel,  # (V,) int32
+    position,  # (V,) int32, where in the order of the next layer's sets each voxel is
     num_voxels,  # (1,) int32
     ENDS_BLOCK: gl.constexpr,
     WITH_QKV: gl.constexpr,  # False after the last layer, which reads and writes none of the latter
@@ -157,7 +158,7 @@ def finish_and_project(
     fence_async_shared()
 
     descriptors = (attended, features, block_input)
-    parameters = (table, cell_of_voxel, count, output, qkv)
+    parameters = (table, cell_of_voxel, position, count, output, qkv)
     buffers = (ring, rows, (vector_rows, bias_rows), full, free, arrived)
     kind: gl.constexpr = (ENDS_BLOCK, WITH_QKV)
     gl.warp_specialize(
@@ -232,7 +233,7 @@ def _finish_block(CONSUMER: gl.constexpr, descriptors, parameters, buffers, bloc
     ENDS_BLOCK: gl.constexpr = kind[0]
     WITH_QKV: gl.constexpr = kind[1]
     _attended, _features, block_input = descriptors
-    table, cell_of_voxel, count, output, qkv = parameters
+    table, cell_of_voxel, position, count, output, qkv = parameters
     ring, rows, shared, full, free, arrived = buffers
     tiles: gl.constexpr = FINISH_TILES + (QKV_TILES if WITH_QKV else 0)
     # Where this consumer's rows lie: what was attended, later the block's input; and the layer's input.
@@ -257,6 +258,7 @@ def _finish_block(CONSUMER: gl.constexpr, descriptors, parameters, buffers, bloc
     row = first_row + gl.arange(0, ROWS, NATURAL_ROW)
     if WITH_QKV:
         cell = gl.load(cell_of_voxel + row, mask=row < count, other=0)
+        place = gl.load(position + row, mask=row < count, other=0)
     if ENDS_BLOCK:
         mbarrier.wait(arrived.index(CONSUMER * 3 + 2), phase)
     # As published, the input is added once more around the layer, and around the block.
@@ -281,7 +283,7 @@ def _finish_block(CONSUMER: gl.constexpr, descriptors, parameters, buffers, bloc
         gl.store(own + n * CHUNK, _natural(_sums(x[n])), mask=inside)
     if WITH_QKV:
         added = table + (cell * (3 * CHANNELS))[:, None] + column[None, :]
-        own = qkv + (row * (3 * CHANNELS))[:, None] + column[None, :]
+        own = qkv + (place * (3 * CHANNELS))[:, None] + column[None, :]
         for n in range(0, QKV_TILES, QKV_UNROLL):
             _project(
                 x, added + n * CHUNK, own + n * CHUNK, inside, ring, full, free, tile + FINISH_TILES + n, QKV_UNROLL

@@ -31,8 +31,8 @@ def tiled(weight: Tensor, height: int, width: int) -> Tensor:
 
 @triton.jit
 def attend(
-    qkv,  # (V, 3 D) float16; queries are scaled such that the softmax is one of powers of two
-    order,  # (V,) int32, voxels set after set
+    qkv,  # (V, 3 D) float16, voxels set after set; queries are scaled such that the softmax is one of powers of two
+    order,  # (V,) int32, which voxels these are
     set_start,  # (S + 1,) int32, where each set begins in `order`
     num_sets,  # (1,) int32
     attended,  # (V, D) float16
@@ -40,11 +40,10 @@ def attend(
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,  # channels of a head
     PADDED_WIDTH: tl.constexpr,
-    HEADS_OF_PROGRAM: tl.constexpr,
 ):
-    """Softmax attention of some heads in one set."""
+    """Softmax attention of one head in one set."""
     channels: tl.constexpr = HEADS * WIDTH
-    number = tl.program_id(1)
+    head, number = tl.program_id(0), tl.program_id(1)
     # All at once: what a program waits for, one after the other, is what it takes.
     total, first, end = tl.load(num_sets), tl.load(set_start + number), tl.load(set_start + number + 1)
     if number >= total:
@@ -57,21 +56,19 @@ def attend(
     is_sum = column == WIDTH
     ones = is_sum & in_set[:, None]
     penalty = tl.where(in_set, 0.0, MASKED)[None, :]
-    source = voxel[:, None] * (3 * channels) + column
-    target = voxel[:, None] * channels + column
-    for i in tl.static_range(HEADS_OF_PROGRAM):
-        head = tl.program_id(0) * HEADS_OF_PROGRAM + i
-        present = in_set[:, None] & (column < WIDTH) & (head < HEADS)
-        query = tl.load(qkv + head * WIDTH + source, mask=present, other=0.0)
-        key = tl.load(qkv + channels + head * WIDTH + source, mask=present, other=0.0)
-        value = tl.load(qkv + 2 * channels + head * WIDTH + source, mask=present, other=0.0)
-        if PADDED_WIDTH > WIDTH:
-            value = tl.where(ones, 1.0, value.to(tl.float32)).to(tl.float16)
-        scores = tl.dot(query, tl.trans(key)) + penalty
-        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-        result = tl.dot(weights.to(tl.float16), value)
-        sums = tl.sum(tl.where(is_sum, result, 0.0), 1) if PADDED_WIDTH > WIDTH else tl.sum(weights, 1)
-        tl.store(attended + head * WIDTH + target, (result / sums[:, None]).to(tl.float16), mask=present)
+    source = qkv + head * WIDTH + (first + slot)[:, None] * (3 * channels) + column
+    target = attended + head * WIDTH + voxel[:, None] * channels + column
+    present = in_set[:, None] & (column < WIDTH)
+    query = tl.load(source, mask=present, other=0.0)
+    key = tl.load(source + channels, mask=present, other=0.0)
+    value = tl.load(source + 2 * channels, mask=present, other=0.0)
+    if PADDED_WIDTH > WIDTH:
+        value = tl.where(ones, 1.0, value.to(tl.float32)).to(tl.float16)
+    scores = tl.dot(query, tl.trans(key)) + penalty
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    result = tl.dot(weights.to(tl.float16), value)
+    sums = tl.sum(tl.where(is_sum, result, 0.0), 1) if PADDED_WIDTH > WIDTH else tl.sum(weights, 1)
+    tl.store(target, (result / sums[:, None]).to(tl.float16), mask=present)
 
 
 @triton.jit
@@ -80,7 +77,8 @@ def project(
     weights,  # descriptor of (D, 3 D) float16, blocks [CHUNK, COLUMNS]
     table,  # (cells, 3 D) float16: what each cell's position embedding and the bias add to the projections
     cell_of_voxel,  # (V,) int32
-    qkv,  # descriptor of (V, 3 D) float16, blocks [ROWS, COLUMNS]
+    position,  # (V,) int32, where in the order of sets each voxel is
+    qkv,  # (V, 3 D) float16, in that order
     num_voxels,  # (1,) int32
     CHANNELS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -88,20 +86,27 @@ def project(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Queries, keys and values of a layer."""
+    """Queries, keys and values of a layer, in the order in which its sets are read.
+
+    Rows beyond the number of voxels are not written.
+    """
     first_row, first_column = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
     count = tl.load(num_voxels)
     if first_row >= count:
         return
     row = first_row + tl.arange(0, ROWS)
-    cell = tl.load(cell_of_voxel + row, mask=row < count, other=0)
+    inside = row < count
+    cell = tl.load(cell_of_voxel + row, mask=inside, other=0)
+    place = tl.load(position + row, mask=inside, other=0)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for part in tl.range(CHANNELS // CHUNK, num_stages=STAGES):
         sums = tl.dot(features.load([first_row, part * CHUNK]), weights.load([part * CHUNK, first_column]), sums)
     column = first_column + tl.arange(0, COLUMNS)
+    present = (column < 3 * CHANNELS)[None, :]
     added = table + cell[:, None] * (3 * CHANNELS) + column[None, :]
-    sums += tl.load(added, mask=(column < 3 * CHANNELS)[None, :], other=0.0).to(tl.float32)
-    qkv.store([first_row, first_column], sums.to(tl.float16))
+    sums += tl.load(added, mask=present, other=0.0).to(tl.float32)
+    own = qkv + place[:, None] * (3 * CHANNELS) + column[None, :]
+    tl.store(own, sums.to(tl.float16), mask=inside[:, None] & present)
 
 
 @triton.jit

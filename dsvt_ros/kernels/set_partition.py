@@ -151,22 +151,24 @@ def count_windows(
 
 
 @triton.jit
-def _write_order(order, first, count, HEIGHT: tl.constexpr):
-    """Write the voxels of a window, column after column."""
-    place = order + (tl.cumsum(count, 0) - count)
+def _write_order(order, position, first_position, first, count, HEIGHT: tl.constexpr):
+    """Write the voxels of a window, column after column, and where each of them is."""
+    place = first_position + tl.cumsum(count, 0) - count
     if HEIGHT == 1:
-        tl.store(place, first, mask=count > 0)
+        tl.store(order + place, first, mask=count > 0)
+        tl.store(position + first, place, mask=count > 0)
     else:
         level = 0
         highest = tl.max(count)
         while level < highest:
-            tl.store(place + level, first + level, mask=level < count)
+            tl.store(order + place + level, first + level, mask=level < count)
+            tl.store(position + first + level, place + level, mask=level < count)
             level += 1
 
 
 @triton.jit
 def _write_window(
-    window, voxel_of_cell, columns, voxels_in_window, order, set_start, num_sets, room,
+    window, voxel_of_cell, columns, voxels_in_window, order, position, set_start, num_sets, room,
     SIZE: tl.constexpr, WINDOW: tl.constexpr, OFFSET: tl.constexpr, NUM_ALONG: tl.constexpr,
     NUM_WINDOWS: tl.constexpr, NUM_COLUMNS: tl.constexpr, TILE: tl.constexpr, SET_SIZE: tl.constexpr,
     MOST_SETS: tl.constexpr, SHIFT: tl.constexpr,
@@ -199,8 +201,8 @@ def _write_window(
         first, count = _read_columns(
             window, voxel_of_cell, columns, SIZE, WINDOW, OFFSET, NUM_ALONG, NUM_COLUMNS, TILE, SHIFT
         )
-        _write_order(order + first_position, tl.ravel(tl.trans(first)), tl.ravel(tl.trans(count)), SIZE[2])
-        _write_order(order + room + first_position, tl.ravel(first), tl.ravel(count), SIZE[2])
+        _write_order(order, position, first_position, tl.ravel(tl.trans(first)), tl.ravel(tl.trans(count)), SIZE[2])
+        _write_order(order + room, position + room, first_position, tl.ravel(first), tl.ravel(count), SIZE[2])
 
 
 @triton.jit(do_not_specialize=["room"])
@@ -210,9 +212,11 @@ def write_sets(
     columns_1,
     voxels_in_window,  # (W,) from `count_windows`
     order_0,  # (2, V) out
+    position_0,  # (2, V) out
     set_start_0,  # (S + 1,) out
     num_sets_0,  # (1,) out
     order_1,
+    position_1,
     set_start_1,
     num_sets_1,
     room,  # V
@@ -230,13 +234,13 @@ def write_sets(
     program = tl.program_id(0)
     if NUM_WINDOWS[0] > 0 and program < NUM_WINDOWS[0]:
         _write_window(
-            program, voxel_of_cell, columns_0, voxels_in_window, order_0, set_start_0, num_sets_0, room,
-            SIZE, WINDOW, OFFSET, NUM_ALONG, NUM_WINDOWS, NUM_COLUMNS, TILE, SET_SIZE, MOST_SETS, 0,
+            program, voxel_of_cell, columns_0, voxels_in_window, order_0, position_0, set_start_0, num_sets_0,
+            room, SIZE, WINDOW, OFFSET, NUM_ALONG, NUM_WINDOWS, NUM_COLUMNS, TILE, SET_SIZE, MOST_SETS, 0,
         )  # fmt: skip
     if NUM_WINDOWS[1] > 0 and program >= NUM_WINDOWS[0]:
         _write_window(
             program - NUM_WINDOWS[0], voxel_of_cell, columns_1, voxels_in_window + NUM_WINDOWS[0],
-            order_1, set_start_1, num_sets_1, room,
+            order_1, position_1, set_start_1, num_sets_1, room,
             SIZE, WINDOW, OFFSET, NUM_ALONG, NUM_WINDOWS, NUM_COLUMNS, TILE, SET_SIZE, MOST_SETS, 1,
         )  # fmt: skip
 

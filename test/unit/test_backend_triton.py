@@ -14,7 +14,7 @@ from tiny import TINY_CONFIGS, randomize, tiny_network, tiny_points, write_tiny_
 
 from dsvt_ros import Detector
 from dsvt_ros.backends.torch import TorchNetworks
-from dsvt_ros.backends.triton import TritonNetworks
+from dsvt_ros.backends.triton import TritonNetworks, fused_stages
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.comparison import common_proposals
 from dsvt_ros.errors import EngineError
@@ -67,6 +67,23 @@ def test_networks_give_what_torch_does(name):
     for (key, values), (_, right) in pairs:
         assert not values.is_floating_point() or values.dtype == torch.float32
         torch.testing.assert_close(values.float(), right.float(), rtol=0, atol=3e-2, msg=key)
+
+
+def test_partitions_for_the_kernels():
+    """Voxels set after set, and where each of them is, in the sets of the partition."""
+    rng = np.random.default_rng(0)
+    cells = sorted(rng.choice(16 * 12, 60, replace=False).tolist())
+    coords = torch.tensor([(0, 0, cell % 12, cell // 12) for cell in cells], dtype=torch.int32)
+    partition = partition_sets(coords, dataclasses.replace(TINY_CONFIGS["tiny"](), point_cloud_range=SMALL))
+    ((stage,), (published,)) = fused_stages(partition), partition.stages
+    for sets, expected in zip(stage.sets, published.sets, strict=True):
+        start = sets.set_start.tolist()
+        assert start[-1] == len(coords)
+        assert int(sets.num_sets) == len(start) - 1 == expected.mask.shape[1]
+        for order, position, indices in zip(sets.order, sets.position, expected.indices, strict=True):
+            for number, own in enumerate(indices):
+                assert order[start[number] : start[number + 1]].tolist() == own.unique_consecutive().tolist()
+            assert position[order.long()].tolist() == list(range(len(coords)))
 
 
 @needs_triton

@@ -99,7 +99,9 @@ def assert_same(stages, coords, model, clouds=1):
         assert torch.equal(stage.grid.voxel_of_cell.cpu(), inverse)
         for own, published, most in zip(stage.sets, theirs.sets, capacity.sets, strict=True):
             if own is not None:
-                assert own.order.shape == (2, capacity.voxels)
+                assert own.order.shape == own.position.shape == (2, capacity.voxels)
+                for order, position in zip(own.order[:, :count].long(), own.position, strict=True):
+                    assert position[order].tolist() == list(range(count))
                 assert own.set_start.shape == (most + 1,)
                 # Nobody is in two sets, and those of a set follow each other.
                 sizes = (~published.mask[0]).sum(1)

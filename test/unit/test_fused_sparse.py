@@ -12,6 +12,7 @@ from tiny import randomize, tiny_config, tiny_network
 from dsvt_ros.backends.triton import fused_stages
 from dsvt_ros.config import EncoderConfig, StageConfig
 from dsvt_ros.errors import EngineError
+from dsvt_ros.fused.bev import ROWS, descriptor
 from dsvt_ros.fused.sparse import FusedBackbone3d
 from dsvt_ros.fused.structures import FusedStage, Grid, ShiftSets
 from dsvt_ros.model.dsvt import DSVT
@@ -85,8 +86,15 @@ def assert_close_to_torch(network, coords, limit=2e-3):
 
 @pytest.mark.parametrize(
     ("channels", "heads", "set_size", "ffn_channels"),
-    [(192, 8, 36, 384), (192, 8, 48, 384), (128, 8, 90, 256), (64, 4, 36, 128), (48, 3, 5, 80)],
-    ids=["waymo_pillar", "waymo_voxel", "nuscenes_pillar", "demo", "odd"],
+    [
+        pytest.param(192, 8, 36, 384, id="waymo_pillar"),
+        pytest.param(192, 8, 48, 384, id="waymo_voxel"),
+        pytest.param(128, 8, 90, 256, id="nuscenes_pillar"),
+        pytest.param(64, 4, 36, 128, id="demo"),
+        pytest.param(48, 3, 5, 80, id="odd"),
+        pytest.param(64, 1, 36, 80, id="heads beyond registers"),
+        pytest.param(32, 2, 100, 80, id="sets beyond registers"),
+    ],
 )
 def test_sizes_of_models(channels, heads, set_size, ffn_channels):
     """Windows with hardly a voxel, and one with several sets."""
@@ -140,6 +148,7 @@ def with_room(stages, more):
             own
             and ShiftSets(
                 in_room(own.order, count + more, count),
+                in_room(own.position, count + more, 0),
                 in_room(own.set_start, len(own.set_start) + more, 1),
                 own.num_sets,
             )
@@ -179,7 +188,7 @@ def test_no_voxels():
     network = network_of(16, 2, 6, 32)
     zero = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     order, start = zero.new_full((2, 20), 2**30), zero.new_full((9,), 2**30)
-    sets = ShiftSets(order, start, zero)
+    sets = ShiftSets(order, order, start, zero)
     cells = zero.new_full((20,), 2**30)
     stage = FusedStage(Grid((32, 32, 1), zero, zero, zero), (cells, cells), (sets, sets), None)
     found = fused(network)(torch.full((20, 16), torch.nan, device=DEVICE), (stage,))
@@ -187,6 +196,29 @@ def test_no_voxels():
 
 
 # ------------------------------------------------------------------------------------------------------------ functions
+
+
+@pytest.mark.parametrize("count", [0, 1, 128, 150])
+def test_projections_in_the_order_of_sets(count):
+    """Nothing is written behind them."""
+    kernels = importlib.import_module(KERNELS)
+    room, channels, cells = 160, 16, 9
+    generator = torch.Generator().manual_seed(count)
+    features, weights, table = (
+        torch.randn(rows, columns, generator=generator).half().to(DEVICE)
+        for rows, columns in ((room, channels), (channels, 3 * channels), (cells, 3 * channels))
+    )
+    cell, position = (torch.full((room,), 2**30, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    cell[:count] = torch.randint(cells, (count,), generator=generator).int()
+    position[:count] = torch.randperm(count, generator=generator).int()
+    qkv = features.new_full((room, 3 * channels), torch.nan)
+    kernels.project[1, -(-room // ROWS)](
+        descriptor(features, ROWS, channels), descriptor(weights, channels, 64), table, cell, position, qkv,
+        cell.new_tensor([count]), CHANNELS=channels, CHUNK=channels, COLUMNS=64, ROWS=ROWS, STAGES=3, num_warps=4,
+    )  # fmt: skip
+    expected = features[:count].float() @ weights.float() + table[cell[:count].long()].float()
+    torch.testing.assert_close(qkv[position[:count].long()].float(), expected, rtol=2e-3, atol=2e-3)
+    assert qkv[count:].isnan().all()
 
 
 def test_the_approximation_of_gelu(monkeypatch):
