@@ -25,6 +25,7 @@ from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
 from dsvt_ros.errors import ConfigError, EngineError, ModelError, PointCloudError
 from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
+from dsvt_ros.ground import ground_height
 from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
@@ -35,7 +36,6 @@ from dsvt_ros.postprocess import decode, no_boxes, suppress
 from dsvt_ros.preprocess import (
     boxes_to_source,
     drop_missing,
-    ground_height,
     scale_features,
     transform,
 )
