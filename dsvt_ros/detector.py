@@ -27,6 +27,7 @@ from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
 from dsvt_ros.ground import ground_height
 from dsvt_ros.host_memory import keep_freed_memory
+from dsvt_ros.io.pointcloud2 import RawCloud
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import fold_batch_norms
@@ -162,7 +163,7 @@ class Detector:
 
     def detect(
         self,
-        points: ArrayLike | Tensor,
+        points: ArrayLike | Tensor | RawCloud,
         T_model_sensor: NDArray[np.float64] | None = None,  # noqa: N803
     ) -> Boxes3D:
         """Detect objects in one cloud.
@@ -170,7 +171,8 @@ class Detector:
         Args:
             points: (N, C) columns as `model.feature_names`, in the sensor's frame; NaN rows and returns nearer than
                 `preprocess.min_range` are dropped. N may be 0. Models of several sweeps take those of `merge_sweeps`,
-                or a single one with age 0.
+                or a single one with age 0. Clouds as they were received come as `raw_from_msg` makes them, which may
+                be read on the device.
             T_model_sensor: (4, 4) pose of the sensor in the model's frame for this cloud, such as `pose_in_model` makes
                 of a vehicle's; None takes `preprocess.sensor_pose` and `preprocess.cloud_axes`.
 
@@ -182,8 +184,7 @@ class Detector:
         """
         self._clock.restart()
         pose = self._pose if T_model_sensor is None else np.asarray(T_model_sensor, np.float64)
-        given = T_model_sensor is not None or self.config.preprocess.sensor_pose
-        find_ground = self.config.preprocess.find_ground and not given
+        find_ground = self.config.preprocess.finds_ground and T_model_sensor is None
         if self._frames is not None:
             return self._detect_fused(self._frames, points, pose, find_ground=find_ground)
         with torch.inference_mode():
@@ -262,38 +263,33 @@ class Detector:
         self._pose = None if identity else self.pose_in_model(pose_matrix(preprocess.sensor_pose))
 
     def _detect_fused(
-        self, frames: FusedFrames, points: ArrayLike | Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
+        self,
+        frames: FusedFrames,
+        points: ArrayLike | Tensor | RawCloud,
+        pose: NDArray[np.float64] | None,
+        *,
+        find_ground: bool,
     ) -> Boxes3D:
-        """`detect` where only the ground, if it is asked for, is found outside the frame."""
-        cloud = returns = self._checked(points)
-        with torch.inference_mode():
-            if find_ground:
-                cloud = cloud.to(self.device, torch.float32)
-                returns = drop_missing(cloud, self.model, self.config.preprocess)
-            self.T_model_source = self._applied_pose(returns, pose, find_ground=find_ground)
-        result = frames([cloud], [self.T_model_source], timed=self._clock.enabled)
+        """`detect` in one frame."""
+        cloud, pose = self._checked(points), np.eye(4) if pose is None else pose
+        result = frames([cloud], [pose], seeks_ground=[find_ground], timed=self._clock.enabled)
+        (self.T_model_source,) = result.poses
         self._clock.timing_ms = result.stage_ms
         self.num_points, self.num_voxels = result.num_points, result.num_voxels
         self._note_dropped(result.num_dropped_voxels)
         boxes = boxes_from_rows(result.rows[0], self.model, self.config.postprocess)
         return boxes_to_source(boxes, self.T_model_source)
 
-    def _applied_pose(
-        self, returns: Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
-    ) -> NDArray[np.float64]:
-        """(4, 4) transform to the model's frame; asked to, at the height at which the ground of (N, C) `returns` is."""
-        applied = np.eye(4) if pose is None else pose.copy()
-        if find_ground:
-            applied[2, 3] = self.model.ground_z - float(ground_height(returns))
-        return applied
+    def _upload(self, points: ArrayLike | Tensor | RawCloud) -> Tensor:
+        cloud = self._checked(points)
+        if isinstance(cloud, RawCloud):
+            cloud = torch.as_tensor(cloud.points())
+        return cloud.to(self.device, torch.float32)
 
-    def _upload(self, points: ArrayLike | Tensor) -> Tensor:
-        return self._checked(points).to(self.device, torch.float32)
-
-    def _checked(self, points: ArrayLike | Tensor) -> Tensor:
+    def _checked(self, points: ArrayLike | Tensor | RawCloud) -> Tensor | RawCloud:
         columns = self.model.feature_names
-        cloud = torch.as_tensor(points if isinstance(points, Tensor) else np.asarray(points))
-        if cloud.ndim != 2 or cloud.shape[1] != len(columns):
+        cloud = points if isinstance(points, (Tensor, RawCloud)) else torch.as_tensor(np.asarray(points))
+        if len(cloud.shape) != 2 or cloud.shape[1] != len(columns):
             raise PointCloudError(
                 f"model {self.model.name} takes {len(columns)} columns ({', '.join(columns)}), "
                 f"got an array of shape {tuple(cloud.shape)}"
@@ -305,7 +301,9 @@ class Detector:
     ) -> tuple[Tensor, NDArray[np.float64]]:
         """Drop missing returns and move the rest; also gives the transform that was applied."""
         cloud = drop_missing(cloud, self.model, self.config.preprocess)
-        applied = self._applied_pose(cloud, pose, find_ground=find_ground)
+        applied = np.eye(4) if pose is None else pose.copy()
+        if find_ground:
+            applied[2, 3] = self.model.ground_z - float(ground_height(cloud))
         if pose is not None or find_ground:
             cloud = transform(cloud, torch.as_tensor(applied, dtype=cloud.dtype, device=cloud.device))
         return scale_features(cloud, self.model, self.config.preprocess), applied

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fused_fixtures import ALL_KERNELS, DEVICE, interpreted, needs_triton
+from test_pointcloud2 import FLOAT32, Packer
 from tiny import TINY_CONFIGS, randomize, tiny_config
 
 from dsvt_ros import Detector
@@ -26,6 +27,8 @@ from dsvt_ros.errors import ConfigError
 from dsvt_ros.fused import frame
 from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
+from dsvt_ros.ground import ground_height
+from dsvt_ros.io.pointcloud2 import CloudField, raw_from_msg
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.poses import pose_matrix
 from dsvt_ros.preprocess import boxes_to_source
@@ -312,6 +315,38 @@ def test_the_ground_is_found():
     assert_alike(triton_detector(**{"preprocess.find_ground": True}).detect(points), expected)
     unmoved = torch_detector().detect(points)
     assert len(unmoved) != len(expected) or np.abs(unmoved.boxes - expected.boxes).max() > 0.1
+
+
+def test_the_ground_is_found_for_some_clouds():
+    """Of two equal clouds, one with a pose that turns it."""
+    points = points_of(60)
+    points[:, 2] = np.where(np.arange(60) % 3, -1.2, points[:, 2])
+    turn = pose_matrix([0.0, 0, 7, 0, 0, np.pi])
+    frames = frames_of(**{"preprocess.find_ground": True})
+    result = frames([points, points], [np.eye(4), turn], seeks_ground=[False, True])
+    height = torch_detector().model.ground_z - ground_height(torch.as_tensor(points)).item()
+    assert (result.poses[0] == np.eye(4)).all()
+    assert result.poses[1][2, 3] == pytest.approx(height, abs=1e-6)
+    assert (turn[:3, 3] == [0, 0, 7]).all(), "the caller's pose stays as it is"
+    expected = torch_detector().detect(points, result.poses[1])
+    boxes = boxes_from_rows(result.rows[1], frames.model, DetectorConfig().postprocess)
+    assert_alike(boxes_to_source(boxes, result.poses[1]), expected)
+
+
+def test_the_ground_is_found_only_where_the_options_say_so():
+    for changes in ({}, {"preprocess.find_ground": True, "preprocess.sensor_pose": [0, 0, 1, 0, 0, 0]}):
+        with pytest.raises(ConfigError, match="the ground is found with"):
+            frames_of(**changes)([points_of(3)], [np.eye(4)], seeks_ground=[True])
+
+
+def test_detector_of_received_clouds():
+    detector, points = triton_detector(), points_of(50)
+    names = network_of().config.feature_names
+    fields = [CloudField(name, 4 * i + 5, FLOAT32) for i, name in enumerate(names)]
+    message = Packer(fields, 22, row_padding=3).cloud(points.astype(float).reshape(2, -1, 4).tolist())
+    found = detector.detect(raw_from_msg(message, names))
+    assert len(found) > 3
+    assert_same_bytes(found, detector.detect(points))
 
 
 def test_times_of_stages():
