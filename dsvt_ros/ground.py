@@ -28,6 +28,7 @@ class GroundTables:
     """What is known before any cloud; float32.
 
     Attributes:
+        rings: (NUM_RINGS + 1,) squared distances between which the rings lie.
         tangents: (SECTORS_OF_OCTANT - 1,) of the angles between the sectors of an octant, ascending.
         x: (NUM_CELLS,) of the centre of each cell, ``ring * NUM_SECTORS + sector``.
         y: (NUM_CELLS,)
@@ -35,6 +36,7 @@ class GroundTables:
         weights: (P,) of a vote for each plane: of planes as good the most level one wins.
     """
 
+    rings: Tensor
     tangents: Tensor
     x: Tensor
     y: Tensor
@@ -47,12 +49,14 @@ def ground_tables(device: torch.device) -> GroundTables:
     """The tables on a device; the host waits for it the first time."""
     with torch.inference_mode(False):
         sector_rad = 2 * math.pi / NUM_SECTORS
+        rings = (NEAR_M + RING_M * torch.arange(NUM_RINGS + 1, dtype=torch.float64)) ** 2
         tangents = torch.tan(sector_rad * torch.arange(1, SECTORS_OF_OCTANT, dtype=torch.float64))
         distances = NEAR_M + RING_M * (torch.arange(NUM_RINGS, dtype=torch.float64) + 0.5)
         angles = sector_rad * (torch.arange(NUM_SECTORS, dtype=torch.float64) + 0.5)
         tilts_deg = torch.arange(-MAX_TILT_DEG, MAX_TILT_DEG + 1, dtype=torch.float64)
         tilts_deg = torch.cartesian_prod(tilts_deg, tilts_deg)
         tables = (
+            rings,
             tangents,
             torch.outer(distances, torch.cos(angles)).flatten(),
             torch.outer(distances, torch.sin(angles)).flatten(),
@@ -83,7 +87,7 @@ def ground_height(points: Tensor) -> Tensor:
         give the same height in any order.
     """
     tables = ground_tables(points.device)
-    low = _low_returns(points, tables.tangents)
+    low = _low_returns(points, tables)
     # At the origin, of planes through the cells.
     heights = low - tables.slopes[:, :1] * tables.x - tables.slopes[:, 1:] * tables.y
     layers, is_inside = _layers(heights)
@@ -107,13 +111,13 @@ def _layers(heights: Tensor) -> tuple[Tensor, Tensor]:
     return layers.nan_to_num().clamp(0, NUM_LAYERS - 1).long(), is_inside
 
 
-def _low_returns(points: Tensor, tangents: Tensor) -> Tensor:
+def _low_returns(points: Tensor, tables: GroundTables) -> Tensor:
     """(NUM_CELLS,) heights of low returns around the origin, +inf in empty cells."""
     x, y, z = points[:, 0], points[:, 1], points[:, 2]
-    rings = (((x * x + y * y).sqrt() - NEAR_M) * (1 / RING_M)).floor()
+    rings = torch.bucketize(x * x + y * y, tables.rings, right=True) - 1
     layers, is_inside = _layers(z)
     is_inside &= (rings >= 0) & (rings < NUM_RINGS)
-    cells = rings.nan_to_num().clamp(0, NUM_RINGS - 1).long() * NUM_SECTORS + _sectors(x, y, tangents)
+    cells = rings.clamp(0, NUM_RINGS - 1) * NUM_SECTORS + _sectors(x, y, tables.tangents)
 
     # Whole numbers and minima come out the same in whatever order a GPU takes the points.
     counts = torch.zeros(NUM_CELLS * NUM_LAYERS, dtype=torch.int32, device=z.device)

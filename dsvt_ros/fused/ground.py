@@ -72,10 +72,9 @@ class GroundFinder:
         layers = {"BOTTOM": ground.LOWEST_M, "LAYER": ground.LAYER_M}
         cells = {"CELLS": ground.NUM_CELLS, "PADDED_CELLS": PADDED_CELLS}
         kernels.count_returns[-(-self._points // POINT_ROWS), clouds](
-            points, ends, seeks, tables.tangents, self._counts, self._lowest, self._points, config.min_range**2,
+            points, ends, seeks, tables.rings, tables.tangents, self._counts, self._lowest, self._points,
+            config.min_range**2,
             COLUMNS=points.shape[1],
-            NEAR=ground.NEAR_M,
-            RING=ground.RING_M,
             RINGS=ground.NUM_RINGS,
             OCTANT=ground.SECTORS_OF_OCTANT,
             LAYERS=ground.NUM_LAYERS,

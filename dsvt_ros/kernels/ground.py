@@ -20,14 +20,13 @@ def count_returns(
     points,  # (N, COLUMNS) float32
     ends,  # (B,) row after each cloud's last point
     seeks,  # (B,) int32: 0 for clouds whose ground nobody wants
+    rings,  # (RINGS + 1,) float32: squared distances
     tangents,  # (OCTANT - 1,) float32
     counts,  # (B, CELLS, LAYERS) int32
     lowest,  # (B, CELLS, LAYERS) int32: key of the lowest return
     num_rows,
     min_squared_range,
     COLUMNS: tl.constexpr,
-    NEAR: tl.constexpr,
-    RING: tl.constexpr,
     RINGS: tl.constexpr,
     OCTANT: tl.constexpr,  # sectors of an octant
     BOTTOM: tl.constexpr,
@@ -51,9 +50,12 @@ def count_returns(
     z = tl.load(points + at + 2, mask=row < end, other=0.0)
 
     # Coordinates that are not finite lie in no ring or no layer.
-    ring = tl.floor((tl.sqrt_rn(x * x + y * y) - NEAR) * (1 / RING))
+    squared = x * x + y * y
+    ring = tl.full((ROWS,), -1, tl.int32)
+    for border in tl.static_range(RINGS + 1):
+        ring += (squared >= tl.load(rings + border)).to(tl.int32)
     layer, inside = _layer(z, BOTTOM, LAYER, LAYERS)
-    inside &= (row < end) & (ring >= 0) & (ring < RINGS) & (x * x + y * y + z * z >= min_squared_range)
+    inside &= (row < end) & (ring >= 0) & (ring < RINGS) & (squared + z * z >= min_squared_range)
 
     x_size, y_size = tl.abs(x), tl.abs(y)
     ratio = tl.div_rn(tl.minimum(x_size, y_size), tl.maximum(x_size, y_size))
@@ -64,7 +66,7 @@ def count_returns(
     sector = tl.where(x < 0, 4 * OCTANT - 1 - sector, sector)
     sector = tl.where(y < 0, 8 * OCTANT - 1 - sector, sector)
 
-    cell = (cloud * RINGS + tl.where(inside, ring, 0.0).to(tl.int32)) * (8 * OCTANT) + sector
+    cell = (cloud * RINGS + ring) * (8 * OCTANT) + sector
     tl.atomic_add(counts + cell * LAYERS + layer, 1, mask=inside, sem="relaxed")
     tl.atomic_min(lowest + cell * LAYERS + layer, _key(z), mask=inside, sem="relaxed")
 

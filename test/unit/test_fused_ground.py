@@ -65,10 +65,9 @@ def noise(count, seed, low=(-25, -25, -6), high=(25, 25, 4)):
     return torch.as_tensor(np.column_stack([rng.uniform(low, high, (count, 3)), np.zeros(count)]), dtype=torch.float32)
 
 
-def borders():
+def borders(count):
     """Points on the borders of rings, sectors and layers, and the nearest numbers beside them."""
     rng = np.random.default_rng(3)
-    count = 8000
     angle = np.radians(3.0 * rng.integers(0, 120, count))
     radius = rng.integers(2, 21, count)
     xyz = np.stack([radius * np.cos(angle), radius * np.sin(angle), 0.1 * rng.integers(-51, 32, count)], 1)
@@ -97,7 +96,8 @@ CLOUDS = {
     "noise": lambda: noise(20_000, 0),
     "little noise": lambda: noise(40, 1),
     "one cell": lambda: noise(3000, 2, (10, 0.05, -2), (10.5, 0.1, -1)),
-    "borders": borders,
+    "borders": lambda: borders(8000),
+    "few borders": lambda: borders(100),
     "ties": ties,
 }
 
