@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -183,15 +183,32 @@ class Detector:
             PointCloudError: `points` has another number of columns.
         """
         self._clock.restart()
-        pose = self._pose if T_model_sensor is None else np.asarray(T_model_sensor, np.float64)
-        find_ground = self.config.preprocess.finds_ground and T_model_sensor is None
         if self._frames is not None:
-            return self._detect_fused(self._frames, points, pose, find_ground=find_ground)
+            return self._begin(self._frames, points, T_model_sensor)()
+        pose, find_ground = self._pose_of(T_model_sensor)
         with torch.inference_mode():
             cloud = self._upload(points)
             cloud, self.T_model_source = self._prepare(cloud, pose, find_ground=find_ground)
             boxes = self._download(self.forward(cloud))
         return boxes_to_source(boxes, self.T_model_source)
+
+    def detect_all(self, clouds: Iterable[ArrayLike | Tensor | RawCloud]) -> Iterator[Boxes3D]:
+        """`detect` in one cloud after the other, for recordings.
+
+        With the backend ``triton`` the next cloud is brought to the device while it works on the present one: each
+        answer comes one cloud later, and more of them a second.
+        """
+        if self._frames is None:
+            yield from map(self.detect, clouds)
+            return
+        present = None
+        for cloud in clouds:
+            following = self._begin(self._frames, cloud)
+            if present is not None:
+                yield present()
+            present = following
+        if present is not None:
+            yield present()
 
     def pose_in_model(self, T_vehicle_sensor: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N803
         """(4, 4) pose of the sensor in the model's frame from that in the vehicle's, both with axes x forward, y left.
@@ -262,23 +279,33 @@ class Detector:
         identity = not preprocess.sensor_pose and not turned
         self._pose = None if identity else self.pose_in_model(pose_matrix(preprocess.sensor_pose))
 
-    def _detect_fused(
+    def _begin(
         self,
         frames: FusedFrames,
         points: ArrayLike | Tensor | RawCloud,
-        pose: NDArray[np.float64] | None,
-        *,
-        find_ground: bool,
-    ) -> Boxes3D:
-        """`detect` in one frame."""
-        cloud, pose = self._checked(points), np.eye(4) if pose is None else pose
-        result = frames([cloud], [pose], seeks_ground=[find_ground], timed=self._clock.enabled)
-        (self.T_model_source,) = result.poses
-        self._clock.timing_ms = result.stage_ms
-        self.num_points, self.num_voxels = result.num_points, result.num_voxels
-        self._note_dropped(result.num_dropped_voxels)
-        boxes = boxes_from_rows(result.rows[0], self.model, self.config.postprocess)
-        return boxes_to_source(boxes, self.T_model_source)
+        T_model_sensor: NDArray[np.float64] | None = None,  # noqa: N803
+    ) -> Callable[[], Boxes3D]:
+        """Begin to `detect` in one frame; what this returns waits for it to end."""
+        pose, find_ground = self._pose_of(T_model_sensor)
+        pose = np.eye(4) if pose is None else pose
+        end = frames.begin([self._checked(points)], [pose], seeks_ground=[find_ground], timed=self._clock.enabled)
+        options = self.config.postprocess
+
+        def finish() -> Boxes3D:
+            result = end()
+            (self.T_model_source,) = result.poses
+            self._clock.timing_ms = result.stage_ms
+            self.num_points, self.num_voxels = result.num_points, result.num_voxels
+            self._note_dropped(result.num_dropped_voxels)
+            return boxes_to_source(boxes_from_rows(result.rows[0], self.model, options), self.T_model_source)
+
+        return finish
+
+    def _pose_of(self, T_model_sensor: NDArray[np.float64] | None) -> tuple[NDArray[np.float64] | None, bool]:  # noqa: N803
+        """Pose of the sensor, None for the identity, and whether its height is to be found in the cloud."""
+        if T_model_sensor is not None:
+            return np.asarray(T_model_sensor, np.float64), False
+        return self._pose, self.config.preprocess.finds_ground
 
     def _upload(self, points: ArrayLike | Tensor | RawCloud) -> Tensor:
         cloud = self._checked(points)

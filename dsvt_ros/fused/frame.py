@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from dsvt_ros.structures import DeviceBoxes, ProposalMaps
 MIN_POINTS = 16_384
 """Room for points is this or a power of two times it, so that clouds of all sizes need few graphs."""
 COUNTS = 3
+MAX_UNDER_WAY = 2
+"""Frames; there is memory on the host for so many."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class FusedFrames:
         self.device = next(networks.encoder.parameters()).device
         self.decoder = CloudDecoder(self.device, len(model.features))
         self._frames: dict[tuple[int, int], _Frame] = {}
+        self._under_way: deque[Callable[[], FrameResult]] = deque()
         self.pool: Any = None
         if self.device.type == "cuda":
             with on_device(self.device):
@@ -104,6 +108,8 @@ class FusedFrames:
         """
         self._suppressor = Suppressor(self.model, config.postprocess, self.device)
         self._config = config
+        while self._under_way:
+            self._under_way.popleft()()
         self._frames.clear()
         self._finder: PeakFinder | None = None
         if isinstance(self.model.head, CenterHeadConfig):
@@ -127,7 +133,21 @@ class FusedFrames:
         seeks_ground: Sequence[bool] | None = None,
         timed: bool = False,
     ) -> FrameResult:
-        """Run a frame.
+        """Run a frame; see `begin`."""
+        return self.begin(clouds, poses, seeks_ground=seeks_ground, timed=timed)()
+
+    def begin(
+        self,
+        clouds: Sequence[InputCloud],
+        poses: Sequence[NDArray[np.float64]],
+        *,
+        seeks_ground: Sequence[bool] | None = None,
+        timed: bool = False,
+    ) -> Callable[[], FrameResult]:
+        """Begin a frame, on the current stream.
+
+        When this returns, nothing needs clouds in host memory any more, and the next frame may begin. Two may be under
+        way; a third one waits for the first.
 
         Args:
             clouds: Of each of B clouds the (N, C) float32 points, columns as `model.features`, in the sensor's frame.
@@ -135,6 +155,9 @@ class FusedFrames:
             seeks_ground: Of each cloud, whether the z of its pose is to be found from the ground, if options allow for
                 it (`PreprocessConfig.finds_ground`); by default of none.
             timed: Whether to time stages, which then run one by one.
+
+        Returns:
+            Waits for the frame to end, and gives what it found.
 
         Raises:
             ConfigError: The ground is to be found, and the options do not allow for it.
@@ -150,7 +173,11 @@ class FusedFrames:
             frame = self._frames.get((room, len(clouds)))
             if frame is None:
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
-            return frame.run(clouds, poses, seeks_ground, timed=timed)
+            if len(self._under_way) == MAX_UNDER_WAY:
+                self._under_way.popleft()()  # what it has on the host is used again
+            end = cache(frame.begin(clouds, poses, seeks_ground, timed=timed))
+        self._under_way.append(end)
+        return end
 
     def _peaks(self, maps: PeakMaps) -> tuple[Peaks, Tensor]:
         assert self._finder is not None
@@ -213,39 +240,57 @@ class _Frame:
         self._graph: FrameGraph | None = None
         if frames.pool is not None:
             self._graph = FrameGraph(self._detect, frames.pool)
-            self._output = torch.empty(self._graph.output.shape, pin_memory=True)
+            self._outputs = [torch.empty(self._graph.output.shape, pin_memory=True) for _ in range(MAX_UNDER_WAY)]
 
-    def run(
+    def begin(
         self,
         clouds: Sequence[InputCloud],
         poses: Sequence[NDArray[np.float64]],
         seeks_ground: Sequence[bool],
         *,
         timed: bool,
-    ) -> FrameResult:
-        """See `FusedFrames.__call__`."""
+    ) -> Callable[[], FrameResult]:
+        """See `FusedFrames.begin`."""
         self._inputs.upload(clouds, poses, seeks_ground)
-        stage_ms: dict[str, float] = {}
-        if self._graph is None:
+        poses = [pose.copy() for pose in poses]
+        graph = self._graph
+        if graph is None:
             values = self._detect(run_stage).numpy()
+            return lambda: self._result(values, poses, seeks_ground, {})
+        stage_ms: dict[str, float] = {}
+        if timed:
+            stage_ms = graph.replay_stages()
         else:
-            if timed:
-                stage_ms = self._graph.replay_stages()
-            else:
-                self._graph.replay()
-            self._output.copy_(self._graph.output, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-            values = self._output.numpy()
-        of_clouds = values[-2 * len(clouds) :].reshape(2, -1)
-        num_points, num_voxels, num_dropped = map(int, values[-2 * len(clouds) - COUNTS :][:COUNTS])
-        rows = values[: -2 * len(clouds) - COUNTS].reshape(len(clouds), -1, self._columns).copy()
+            graph.replay()
+        self._outputs.reverse()
+        output = self._outputs[0].copy_(graph.output, non_blocking=True)
+        ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ended.record()
+
+        def finish() -> FrameResult:
+            ended.synchronize()
+            return self._result(output.numpy(), poses, seeks_ground, stage_ms)
+
+        return finish
+
+    def _result(
+        self,
+        values: NDArray[np.float32],
+        poses: list[NDArray[np.float64]],
+        seeks_ground: Sequence[bool],
+        stage_ms: dict[str, float],
+    ) -> FrameResult:
+        """What a frame found, from what `_pack` made; `poses` get their heights."""
+        count = len(poses)
+        last_voxel, height = values[-2 * count :].reshape(2, count)
+        num_points, num_voxels, num_dropped = map(int, values[-2 * count - COUNTS :][:COUNTS])
+        rows = values[: -2 * count - COUNTS].reshape(count, -1, self._columns).copy()
         # Without voxels, the dense network sees objects in its own biases.
-        rows[of_clouds[0] < 0, :, -1] = 0
-        applied = [pose.copy() for pose in poses]
-        for pose, seeks, height in zip(applied, seeks_ground, of_clouds[1], strict=True):
+        rows[last_voxel < 0, :, -1] = 0
+        for number, seeks in enumerate(seeks_ground):
             if seeks:
-                pose[2, 3] = height
-        return FrameResult(rows, applied, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
+                poses[number][2, 3] = height[number]
+        return FrameResult(rows, poses, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
 
 
 def _pack(rows: Tensor, voxels: FusedVoxels, poses: Tensor) -> Tensor:

@@ -69,6 +69,11 @@ def test_same_cloud_same_bytes(detector, points):
     assert first.scores.tobytes() == second.scores.tobytes()
 
 
+def test_one_cloud_after_the_other(detector, points):
+    for found, cloud in zip(detector.detect_all([points, points[:2000]]), [points, points[:2000]], strict=True):
+        assert found.boxes.tobytes() == detector.detect(cloud).boxes.tobytes()
+
+
 @pytest.mark.parametrize(
     "cloud",
     [

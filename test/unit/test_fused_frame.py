@@ -24,7 +24,7 @@ from dsvt_ros.config import (
     with_overrides,
 )
 from dsvt_ros.errors import ConfigError
-from dsvt_ros.fused import frame
+from dsvt_ros.fused import frame, ground
 from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
 from dsvt_ros.ground import ground_height
@@ -67,6 +67,7 @@ def micro_config():
 def _few_points(monkeypatch):
     """Interpreted kernels take their time; and TF32 would round the reference's inputs to 10 bits."""
     monkeypatch.setattr(frame, "MIN_POINTS", 64)
+    monkeypatch.setattr(ground, "CELL_ROWS", 1024)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -258,6 +259,16 @@ def test_clouds_on_host_and_device_in_one_frame():
         assert frames(given, [np.eye(4)] * 3).rows.tobytes() == expected
 
 
+def test_frames_that_overlap():
+    """Of one size and of others, ended in any order, and again."""
+    frames = frames_of()
+    clouds = [points_of(count, seed) for seed, count in enumerate((30, 90, 20))]
+    expected = [frames([cloud], [np.eye(4)]).rows.tobytes() for cloud in clouds]
+    ends = [frames.begin([cloud], [np.eye(4)]) for cloud in clouds]
+    for number in (2, 0, 1, 0):
+        assert ends[number]().rows.tobytes() == expected[number]
+
+
 @pytest.mark.parametrize(
     ("voxels", "points", "clouds", "room"),
     [((), 10**6, 1, 36), ((), 10**6, 3, 108), ((), 20, 3, 20), ((7, 50), 10**6, 2, 100), ((7, 50), 64, 2, 64)],
@@ -291,6 +302,22 @@ def test_detector(caplog):
     with caplog.at_level(logging.WARNING):
         detector.detect(many)
     assert len(caplog.messages) == 2
+
+
+def test_one_cloud_after_the_other():
+    """Boxes, counts and poses are those of the cloud whose answer came last; the first cloud waits for the second."""
+    detector = triton_detector(**{"preprocess.find_ground": True})
+    clouds = [points_of(50, seed) + np.float32([0, 0, seed / 8, 0]) for seed in range(2)]
+    expected = [(detector.detect(cloud), detector.num_voxels, detector.T_model_source) for cloud in clouds]
+    taken = []
+    answers = detector.detect_all(taken.append(number) or cloud for number, cloud in enumerate(clouds))
+    for boxes, num_voxels, pose in expected:
+        assert_same_bytes(next(answers), boxes)
+        assert detector.num_voxels == num_voxels
+        assert (detector.T_model_source == pose).all()
+        assert taken == [0, 1]
+    assert next(answers, None) is None
+    assert list(detector.detect_all([])) == []
 
 
 def test_options_change_between_clouds():
