@@ -374,6 +374,11 @@ class PreprocessConfig:
         "static TF",
     )
 
+    @property
+    def finds_ground(self) -> bool:
+        """Whether clouds that come without a pose are put onto the ground."""
+        return self.find_ground and not self.sensor_pose
+
     def __post_init__(self) -> None:
         for name in ("sensor_pose", "mounting"):
             if len(getattr(self, name)) not in (0, 6):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
 from dsvt_ros.errors import ConfigError, EngineError, ModelError, PointCloudError
 from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
+from dsvt_ros.ground import ground_height
 from dsvt_ros.host_memory import keep_freed_memory
+from dsvt_ros.io.pointcloud2 import RawCloud
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import fold_batch_norms
@@ -35,7 +37,6 @@ from dsvt_ros.postprocess import decode, no_boxes, suppress
 from dsvt_ros.preprocess import (
     boxes_to_source,
     drop_missing,
-    ground_height,
     scale_features,
     transform,
 )
@@ -162,7 +163,7 @@ class Detector:
 
     def detect(
         self,
-        points: ArrayLike | Tensor,
+        points: ArrayLike | Tensor | RawCloud,
         T_model_sensor: NDArray[np.float64] | None = None,  # noqa: N803
     ) -> Boxes3D:
         """Detect objects in one cloud.
@@ -170,7 +171,8 @@ class Detector:
         Args:
             points: (N, C) columns as `model.feature_names`, in the sensor's frame; NaN rows and returns nearer than
                 `preprocess.min_range` are dropped. N may be 0. Models of several sweeps take those of `merge_sweeps`,
-                or a single one with age 0.
+                or a single one with age 0. Clouds as they were received come as `raw_from_msg` makes them, which may
+                be read on the device.
             T_model_sensor: (4, 4) pose of the sensor in the model's frame for this cloud, such as `pose_in_model` makes
                 of a vehicle's; None takes `preprocess.sensor_pose` and `preprocess.cloud_axes`.
 
@@ -181,16 +183,32 @@ class Detector:
             PointCloudError: `points` has another number of columns.
         """
         self._clock.restart()
-        pose = self._pose if T_model_sensor is None else np.asarray(T_model_sensor, np.float64)
-        given = T_model_sensor is not None or self.config.preprocess.sensor_pose
-        find_ground = self.config.preprocess.find_ground and not given
         if self._frames is not None:
-            return self._detect_fused(self._frames, points, pose, find_ground=find_ground)
+            return self._begin(self._frames, points, T_model_sensor)()
+        pose, find_ground = self._pose_of(T_model_sensor)
         with torch.inference_mode():
             cloud = self._upload(points)
             cloud, self.T_model_source = self._prepare(cloud, pose, find_ground=find_ground)
             boxes = self._download(self.forward(cloud))
         return boxes_to_source(boxes, self.T_model_source)
+
+    def detect_all(self, clouds: Iterable[ArrayLike | Tensor | RawCloud]) -> Iterator[Boxes3D]:
+        """`detect` in one cloud after the other, for recordings.
+
+        With the backend ``triton`` the next cloud is brought to the device while it works on the present one: each
+        answer comes one cloud later, and more of them a second.
+        """
+        if self._frames is None:
+            yield from map(self.detect, clouds)
+            return
+        present = None
+        for cloud in clouds:
+            following = self._begin(self._frames, cloud)
+            if present is not None:
+                yield present()
+            present = following
+        if present is not None:
+            yield present()
 
     def pose_in_model(self, T_vehicle_sensor: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N803
         """(4, 4) pose of the sensor in the model's frame from that in the vehicle's, both with axes x forward, y left.
@@ -261,39 +279,44 @@ class Detector:
         identity = not preprocess.sensor_pose and not turned
         self._pose = None if identity else self.pose_in_model(pose_matrix(preprocess.sensor_pose))
 
-    def _detect_fused(
-        self, frames: FusedFrames, points: ArrayLike | Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
-    ) -> Boxes3D:
-        """`detect` where only the ground, if it is asked for, is found outside the frame."""
-        cloud = returns = self._checked(points)
-        with torch.inference_mode():
-            if find_ground:
-                cloud = cloud.to(self.device, torch.float32)
-                returns = drop_missing(cloud, self.model, self.config.preprocess)
-            self.T_model_source = self._applied_pose(returns, pose, find_ground=find_ground)
-        result = frames([cloud], [self.T_model_source], timed=self._clock.enabled)
-        self._clock.timing_ms = result.stage_ms
-        self.num_points, self.num_voxels = result.num_points, result.num_voxels
-        self._note_dropped(result.num_dropped_voxels)
-        boxes = boxes_from_rows(result.rows[0], self.model, self.config.postprocess)
-        return boxes_to_source(boxes, self.T_model_source)
+    def _begin(
+        self,
+        frames: FusedFrames,
+        points: ArrayLike | Tensor | RawCloud,
+        T_model_sensor: NDArray[np.float64] | None = None,  # noqa: N803
+    ) -> Callable[[], Boxes3D]:
+        """Begin to `detect` in one frame; what this returns waits for it to end."""
+        pose, find_ground = self._pose_of(T_model_sensor)
+        pose = np.eye(4) if pose is None else pose
+        end = frames.begin([self._checked(points)], [pose], seeks_ground=[find_ground], timed=self._clock.enabled)
+        options = self.config.postprocess
 
-    def _applied_pose(
-        self, returns: Tensor, pose: NDArray[np.float64] | None, *, find_ground: bool
-    ) -> NDArray[np.float64]:
-        """(4, 4) transform to the model's frame; asked to, at the height at which the ground of (N, C) `returns` is."""
-        applied = np.eye(4) if pose is None else pose.copy()
-        if find_ground:
-            applied[2, 3] = self.model.ground_z - float(ground_height(returns))
-        return applied
+        def finish() -> Boxes3D:
+            result = end()
+            (self.T_model_source,) = result.poses
+            self._clock.timing_ms = result.stage_ms
+            self.num_points, self.num_voxels = result.num_points, result.num_voxels
+            self._note_dropped(result.num_dropped_voxels)
+            return boxes_to_source(boxes_from_rows(result.rows[0], self.model, options), self.T_model_source)
 
-    def _upload(self, points: ArrayLike | Tensor) -> Tensor:
-        return self._checked(points).to(self.device, torch.float32)
+        return finish
 
-    def _checked(self, points: ArrayLike | Tensor) -> Tensor:
+    def _pose_of(self, T_model_sensor: NDArray[np.float64] | None) -> tuple[NDArray[np.float64] | None, bool]:  # noqa: N803
+        """Pose of the sensor, None for the identity, and whether its height is to be found in the cloud."""
+        if T_model_sensor is not None:
+            return np.asarray(T_model_sensor, np.float64), False
+        return self._pose, self.config.preprocess.finds_ground
+
+    def _upload(self, points: ArrayLike | Tensor | RawCloud) -> Tensor:
+        cloud = self._checked(points)
+        if isinstance(cloud, RawCloud):
+            cloud = torch.as_tensor(cloud.points())
+        return cloud.to(self.device, torch.float32)
+
+    def _checked(self, points: ArrayLike | Tensor | RawCloud) -> Tensor | RawCloud:
         columns = self.model.feature_names
-        cloud = torch.as_tensor(points if isinstance(points, Tensor) else np.asarray(points))
-        if cloud.ndim != 2 or cloud.shape[1] != len(columns):
+        cloud = points if isinstance(points, (Tensor, RawCloud)) else torch.as_tensor(np.asarray(points))
+        if len(cloud.shape) != 2 or cloud.shape[1] != len(columns):
             raise PointCloudError(
                 f"model {self.model.name} takes {len(columns)} columns ({', '.join(columns)}), "
                 f"got an array of shape {tuple(cloud.shape)}"
@@ -305,7 +328,9 @@ class Detector:
     ) -> tuple[Tensor, NDArray[np.float64]]:
         """Drop missing returns and move the rest; also gives the transform that was applied."""
         cloud = drop_missing(cloud, self.model, self.config.preprocess)
-        applied = self._applied_pose(cloud, pose, find_ground=find_ground)
+        applied = np.eye(4) if pose is None else pose.copy()
+        if find_ground:
+            applied[2, 3] = self.model.ground_z - float(ground_height(cloud))
         if pose is not None or find_ground:
             cloud = transform(cloud, torch.as_tensor(applied, dtype=cloud.dtype, device=cloud.device))
         return scale_features(cloud, self.model, self.config.preprocess), applied

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.config import CenterHeadConfig, DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
 from dsvt_ros.errors import ConfigError, EngineError
+from dsvt_ros.fused.decode import CloudDecoder
 from dsvt_ros.fused.dense import Maps, PeakMaps
 from dsvt_ros.fused.encode import FusedEncoder
+from dsvt_ros.fused.ground import GroundFinder
+from dsvt_ros.fused.inputs import FrameInputs, InputCloud
 from dsvt_ros.fused.partition import FusedPartition
 from dsvt_ros.fused.peaks import PeakFinder, Peaks, least_logit
 from dsvt_ros.fused.structures import FusedVoxels
@@ -29,12 +33,9 @@ from dsvt_ros.structures import DeviceBoxes, ProposalMaps
 
 MIN_POINTS = 16_384
 """Room for points is this or a power of two times it, so that clouds of all sizes need few graphs."""
-POSE_NUMBERS = 12
-HEADER = 16
-"""Floats of a cloud before the points: its pose, the row after its last point, and nothing."""
-PART_POINTS = 98_304
-"""Points that are copied to the device at once."""
 COUNTS = 3
+MAX_UNDER_WAY = 2
+"""Frames; there is memory on the host for so many."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class FrameResult:
 
     Attributes:
         rows: (B, M, box_size + 3) float32, see `fused.suppress.boxes_from_rows`.
+        poses: B times the (4, 4) transform to the model's frame, with the height of the ground where it was sought.
         num_points: Points inside the model's range.
         num_voxels: Occupied voxels, the dropped ones too.
         num_dropped_voxels: Of these, the farthest ones, for which there was no room.
@@ -50,6 +52,7 @@ class FrameResult:
     """
 
     rows: NDArray[np.float32]
+    poses: list[NDArray[np.float64]]
     num_points: int
     num_voxels: int
     num_dropped_voxels: int
@@ -64,6 +67,7 @@ class FusedFrames:
         networks: What runs in the frames.
         device: Where frames run.
         pool: Memory of captured graphs; None on the CPU, where Triton interprets the kernels.
+        decoder: Reads clouds on the device.
     """
 
     def __init__(self, networks: TritonNetworks, model: ModelConfig, config: DetectorConfig) -> None:
@@ -79,7 +83,9 @@ class FusedFrames:
         """
         self.model, self.networks = model, networks
         self.device = next(networks.encoder.parameters()).device
+        self.decoder = CloudDecoder(self.device, len(model.features))
         self._frames: dict[tuple[int, int], _Frame] = {}
+        self._under_way: deque[Callable[[], FrameResult]] = deque()
         self.pool: Any = None
         if self.device.type == "cuda":
             with on_device(self.device):
@@ -102,11 +108,18 @@ class FusedFrames:
         """
         self._suppressor = Suppressor(self.model, config.postprocess, self.device)
         self._config = config
+        while self._under_way:
+            self._under_way.popleft()()
         self._frames.clear()
         self._finder: PeakFinder | None = None
         if isinstance(self.model.head, CenterHeadConfig):
             sizes = [len(group) for group in class_groups(self.model)]
             self._finder = PeakFinder(sizes, config.postprocess.max_candidates, self.device)
+
+    @property
+    def finds_ground(self) -> bool:
+        """Whether frames can put clouds onto the ground."""
+        return self._config.preprocess.finds_ground
 
     def room_for_voxels(self, points: int, clouds: int = 1) -> int:
         """Voxels that frames of up to so many points have room for."""
@@ -114,18 +127,44 @@ class FusedFrames:
 
     def __call__(
         self,
-        clouds: Sequence[NDArray[np.float32] | Tensor],
+        clouds: Sequence[InputCloud],
         poses: Sequence[NDArray[np.float64]],
         *,
+        seeks_ground: Sequence[bool] | None = None,
         timed: bool = False,
     ) -> FrameResult:
-        """Run a frame.
+        """Run a frame; see `begin`."""
+        return self.begin(clouds, poses, seeks_ground=seeks_ground, timed=timed)()
+
+    def begin(
+        self,
+        clouds: Sequence[InputCloud],
+        poses: Sequence[NDArray[np.float64]],
+        *,
+        seeks_ground: Sequence[bool] | None = None,
+        timed: bool = False,
+    ) -> Callable[[], FrameResult]:
+        """Begin a frame, on the current stream.
+
+        When this returns, nothing needs clouds in host memory any more, and the next frame may begin. Two may be under
+        way; a third one waits for the first.
 
         Args:
             clouds: Of each of B clouds the (N, C) float32 points, columns as `model.features`, in the sensor's frame.
             poses: (4, 4) model's frame from sensor's of each cloud.
+            seeks_ground: Of each cloud, whether the z of its pose is to be found from the ground, if options allow for
+                it (`PreprocessConfig.finds_ground`); by default of none.
             timed: Whether to time stages, which then run one by one.
+
+        Returns:
+            Waits for the frame to end, and gives what it found.
+
+        Raises:
+            ConfigError: The ground is to be found, and the options do not allow for it.
         """
+        seeks_ground = [False] * len(clouds) if seeks_ground is None else seeks_ground
+        if any(seeks_ground) and not self.finds_ground:
+            raise ConfigError("the ground is found with preprocess.find_ground and without preprocess.sensor_pose only")
         count = sum(len(cloud) for cloud in clouds)
         room = MIN_POINTS
         while room < count:
@@ -134,7 +173,11 @@ class FusedFrames:
             frame = self._frames.get((room, len(clouds)))
             if frame is None:
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
-            return frame.run(clouds, poses, timed=timed)
+            if len(self._under_way) == MAX_UNDER_WAY:
+                self._under_way.popleft()()  # what it has on the host is used again
+            end = cache(frame.begin(clouds, poses, seeks_ground, timed=timed))
+        self._under_way.append(end)
+        return end
 
     def _peaks(self, maps: PeakMaps) -> tuple[Peaks, Tensor]:
         assert self._finder is not None
@@ -156,10 +199,13 @@ class FusedFrames:
         voxelizer: Voxelizer,
         encoder: FusedEncoder,
         partition: FusedPartition,
-        inputs: _Inputs,
+        inputs: FrameInputs,
+        ground: GroundFinder | None,
     ) -> Tensor:
-        """The stages of a frame; the rows of all clouds and the counts, in one tensor."""
+        """The stages of a frame; what `_pack` makes of its results."""
         config = self._config
+        if ground is not None:
+            stage("ground", ground, inputs.points, inputs.ends, inputs.seeks_ground, inputs.poses, config.preprocess)
         voxels = stage("voxelize", voxelizer, inputs.points, inputs.ends, inputs.poses, config.preprocess)
         features = stage("encode", encoder, voxels)
         stages = stage("partition", partition, voxels.grid)
@@ -171,57 +217,7 @@ class FusedFrames:
         else:
             found = stage("decode", self._decode, maps, inputs.clouds)
             rows = stage("nms", self._suppressor.from_boxes, found)
-        return stage("pack", _pack, rows, voxels)
-
-
-class _Inputs:
-    """A frame's inputs in host and in device memory, each in one piece: poses, ends, points."""
-
-    def __init__(self, points: int, clouds: int, columns: int, device: torch.device) -> None:
-        self.clouds = clouds
-        size = clouds * HEADER + points * columns
-        self._host = torch.zeros(size, pin_memory=device.type == "cuda")
-        self._device = torch.zeros(size, device=device)
-        self._host_points, poses, ends = self._parts(self._host, points, columns)
-        # Through numpy, for which small copies take a fraction of the time.
-        self._host_poses, self._host_ends = poses.numpy(), ends.numpy()
-        self.points, self.poses, self.ends = self._parts(self._device, points, columns)
-
-    def upload(self, clouds: Sequence[NDArray[np.float32] | Tensor], poses: Sequence[NDArray[np.float64]]) -> None:
-        """Begin to copy the clouds to the device; points that are there already stay there."""
-        begin = 0
-        for number, (cloud, pose) in enumerate(zip(clouds, poses, strict=True)):
-            self._host_poses[number] = pose[:3]
-            begin += len(cloud)
-            self._host_ends[number] = begin
-        sent, begin, columns = 0, 0, self.points.shape[1]
-        for cloud in clouds:
-            values, end = torch.as_tensor(cloud), begin + len(cloud)
-            if values.device.type == "cpu":
-                # While one part travels, the next one is copied to where the device can fetch it.
-                for start in range(begin, end, PART_POINTS):
-                    stop = min(start + PART_POINTS, end)
-                    self._host_points[start:stop].copy_(values[start - begin : stop - begin])
-                    sent = self._send(sent, self.clouds * HEADER + stop * columns)
-            begin = end
-        self._send(sent, self.clouds * HEADER)
-        begin = 0
-        for cloud in clouds:
-            end = begin + len(cloud)
-            if isinstance(cloud, Tensor) and cloud.device.type != "cpu":
-                self.points[begin:end].copy_(cloud)
-            begin = end
-
-    def _send(self, begin: int, end: int) -> int:
-        """Copy what lies between two places, if anything does; gives where that ends."""
-        if begin < end:
-            self._device[begin:end].copy_(self._host[begin:end], non_blocking=True)
-        return max(begin, end)
-
-    def _parts(self, values: Tensor, points: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-        poses = values[: self.clouds * POSE_NUMBERS].view(self.clouds, 3, 4)
-        ends = values.view(torch.int32)[self.clouds * POSE_NUMBERS :][: self.clouds]
-        return values[self.clouds * HEADER :].view(points, columns), poses, ends
+        return stage("pack", _pack, rows, voxels, inputs.poses)
 
 
 class _Frame:
@@ -230,47 +226,80 @@ class _Frame:
     def __init__(self, frames: FusedFrames, points: int, clouds: int) -> None:
         model, device = frames.model, frames.device
         room = frames.room_for_voxels(points, clouds)
-        self._inputs = _Inputs(points, clouds, len(model.features), device)
+        self._inputs = FrameInputs(points, clouds, len(model.features), device, frames.decoder)
+        ground = GroundFinder(model, device, points, clouds) if frames.finds_ground else None
         self._detect = partial(
             frames.detect,
             voxelizer=Voxelizer(model, device, points, room, clouds),
             encoder=FusedEncoder(frames.networks.encoder, model, room),
             partition=FusedPartition(model, device, room, clouds),
             inputs=self._inputs,
+            ground=ground,
         )
         self._columns = model.box_size + EXTRA_COLUMNS
         self._graph: FrameGraph | None = None
         if frames.pool is not None:
             self._graph = FrameGraph(self._detect, frames.pool)
-            self._output = torch.empty(self._graph.output.shape, pin_memory=True)
+            self._outputs = [torch.empty(self._graph.output.shape, pin_memory=True) for _ in range(MAX_UNDER_WAY)]
 
-    def run(
-        self, clouds: Sequence[NDArray[np.float32] | Tensor], poses: Sequence[NDArray[np.float64]], *, timed: bool
-    ) -> FrameResult:
-        """See `FusedFrames.__call__`."""
-        self._inputs.upload(clouds, poses)
-        stage_ms: dict[str, float] = {}
-        if self._graph is None:
+    def begin(
+        self,
+        clouds: Sequence[InputCloud],
+        poses: Sequence[NDArray[np.float64]],
+        seeks_ground: Sequence[bool],
+        *,
+        timed: bool,
+    ) -> Callable[[], FrameResult]:
+        """See `FusedFrames.begin`."""
+        self._inputs.upload(clouds, poses, seeks_ground)
+        poses = [pose.copy() for pose in poses]
+        graph = self._graph
+        if graph is None:
             values = self._detect(run_stage).numpy()
+            return lambda: self._result(values, poses, seeks_ground, {})
+        stage_ms: dict[str, float] = {}
+        if timed:
+            stage_ms = graph.replay_stages()
         else:
-            if timed:
-                stage_ms = self._graph.replay_stages()
-            else:
-                self._graph.replay()
-            self._output.copy_(self._graph.output, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-            values = self._output.numpy()
-        num_points, num_voxels, num_dropped, *last_voxel = values[-COUNTS - len(clouds) :].astype(int).tolist()
-        rows = values[: -COUNTS - len(clouds)].reshape(len(clouds), -1, self._columns).copy()
+            graph.replay()
+        self._outputs.reverse()
+        output = self._outputs[0].copy_(graph.output, non_blocking=True)
+        ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ended.record()
+
+        def finish() -> FrameResult:
+            ended.synchronize()
+            return self._result(output.numpy(), poses, seeks_ground, stage_ms)
+
+        return finish
+
+    def _result(
+        self,
+        values: NDArray[np.float32],
+        poses: list[NDArray[np.float64]],
+        seeks_ground: Sequence[bool],
+        stage_ms: dict[str, float],
+    ) -> FrameResult:
+        """What a frame found, from what `_pack` made; `poses` get their heights."""
+        count = len(poses)
+        last_voxel, height = values[-2 * count :].reshape(2, count)
+        num_points, num_voxels, num_dropped = map(int, values[-2 * count - COUNTS :][:COUNTS])
+        rows = values[: -2 * count - COUNTS].reshape(count, -1, self._columns).copy()
         # Without voxels, the dense network sees objects in its own biases.
-        rows[[last < 0 for last in last_voxel], :, -1] = 0
-        return FrameResult(rows, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
+        rows[last_voxel < 0, :, -1] = 0
+        for number, seeks in enumerate(seeks_ground):
+            if seeks:
+                poses[number][2, 3] = height[number]
+        return FrameResult(rows, poses, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
 
 
-def _pack(rows: Tensor, voxels: FusedVoxels) -> Tensor:
-    """The rows, `COUNTS` counts and each cloud's last voxel, in float32, which holds whole numbers up to 2**24."""
+def _pack(rows: Tensor, voxels: FusedVoxels, poses: Tensor) -> Tensor:
+    """The rows, `COUNTS` counts, then of each cloud the last voxel and the height of its pose, in one tensor.
+
+    float32 holds whole numbers up to 2**24.
+    """
     last_voxel = voxels.grid.num_voxels - 1
     if len(rows) > 1:
         last_voxel = voxels.grid.voxel_of_cell.view(len(rows), -1).amax(1)
     counts = torch.cat([voxels.num_points, voxels.grid.num_voxels, voxels.num_dropped, last_voxel])
-    return torch.cat([rows.flatten(), counts.float()])
+    return torch.cat([rows.flatten(), counts.float(), poses[:, 2, 3]])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import array
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -93,6 +93,52 @@ class CloudLayout:
 
 
 @dataclass(frozen=True, eq=False)
+class RawCloud:
+    """A cloud that was checked, but not read: `points` reads it, and so do kernels.
+
+    Attributes:
+        data: (height * row_step,) uint8, not copied: it may belong to a message, and may not be written to.
+        layout: How they are arranged. Its row_step is the distance of rows also where there is one row only.
+        columns: C times the field that holds a column, or the value of a column that the cloud lacks.
+    """
+
+    data: NDArray[np.uint8]
+    layout: CloudLayout
+    columns: tuple[CloudField | float, ...]
+
+    def __len__(self) -> int:
+        """Points, invalid ones included."""
+        return self.layout.num_points
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of `points`: (N, C)."""
+        return len(self), len(self.columns)
+
+    def points(self) -> NDArray[np.float32]:
+        """(N, C) float32 as `points_from_msg` gives them."""
+        points = np.empty(self.shape, dtype=np.float32)
+        start = 0
+        while start < len(self.columns):
+            field = self.columns[start]
+            stop = _end_of_run(self.columns, start, self.layout)
+            if not isinstance(field, CloudField):
+                points[:, start] = field
+            elif stop - start == 1:
+                view = _view(self.data, self.layout, field.offset, _dtype(field, self.layout))
+                with np.errstate(over="ignore", invalid="ignore"):
+                    points[:, start] = view.astype(np.float32).reshape(-1)
+            else:
+                # NumPy moves records many times faster than columns that are not aligned.
+                record = np.dtype((np.void, 4 * (stop - start)))
+                target = np.ndarray((len(points),), record, points, 4 * start, points.strides[:1])
+                rows = target.reshape(self.layout.height, self.layout.width)
+                rows[...] = _view(self.data, self.layout, field.offset, record)
+            start = stop
+        return points
+
+
+@dataclass(frozen=True, eq=False)
 class CloudParts:
     """Parts of a message with one row of points; rclpy takes `data` without a check per byte."""
 
@@ -169,42 +215,19 @@ def points_from_msg(msg: CloudLike, columns: Sequence[str], fill: Fill | None = 
         PointCloudError: A column without fill value is missing, or the sizes in the message
             contradict each other.
     """
-    return points_from_buffer(msg.data, layout_from_msg(msg), columns, fill)
+    return raw_from_msg(msg, columns, fill).points()
 
 
-def points_from_buffer(
-    data: array.array[int] | NDArray[np.uint8] | bytes | bytearray | memoryview,
-    layout: CloudLayout,
-    columns: Sequence[str],
-    fill: Fill | None = None,
-) -> NDArray[np.float32]:
-    """As `points_from_msg`, from the bytes and their layout."""
+def raw_from_msg(msg: CloudLike, columns: Sequence[str], fill: Fill | None = None) -> RawCloud:
+    """As `points_from_msg`, with the same errors, but nothing is read yet: the bytes stay those of the message."""
     defaults = fill_of_columns(columns, fill)
+    layout = layout_from_msg(msg)
     if layout.num_points == 0:
-        return np.empty((0, len(columns)), dtype=np.float32)
-    buffer = np.frombuffer(data, dtype=np.uint8)
-    row_step = _checked_row_step(layout, len(buffer))
-    fields = [_find_field(name, layout, required=name not in defaults) for name in columns]
-
-    points = np.empty((layout.num_points, len(columns)), dtype=np.float32)
-    start = 0
-    while start < len(columns):
-        field = fields[start]
-        stop = _end_of_run(fields, start, layout)
-        if field is None:
-            points[:, start] = defaults[columns[start]]
-        elif stop - start == 1:
-            view = _view(buffer, layout, row_step, field.offset, _dtype(field, layout))
-            with np.errstate(over="ignore", invalid="ignore"):
-                points[:, start] = view.astype(np.float32).reshape(-1)
-        else:
-            # NumPy moves records many times faster than columns that are not aligned.
-            record = np.dtype((np.void, 4 * (stop - start)))
-            target = np.ndarray((len(points),), record, points, 4 * start, points.strides[:1])
-            rows = target.reshape(layout.height, layout.width)
-            rows[...] = _view(buffer, layout, row_step, field.offset, record)
-        start = stop
-    return points
+        return RawCloud(np.empty(0, np.uint8), replace(layout, height=0, width=0), (0.0,) * len(columns))
+    data = np.frombuffer(msg.data, dtype=np.uint8)
+    layout = _checked(layout, len(data))
+    fields = tuple(_find_field(name, layout, defaults.get(name)) for name in columns)
+    return RawCloud(data[: layout.height * layout.row_step], layout, fields)
 
 
 def column_from_msg(msg: CloudLike, column: str) -> NDArray[np.generic]:
@@ -221,9 +244,9 @@ def column_from_msg(msg: CloudLike, column: str) -> NDArray[np.generic]:
         return np.empty(0, dtype=np.float32)
     field = _required_field(column, layout)
     buffer = np.frombuffer(msg.data, dtype=np.uint8)
-    row_step = _checked_row_step(layout, len(buffer))
+    layout = _checked(layout, len(buffer))
     dtype = _dtype(field, layout)
-    view = _view(buffer, layout, row_step, field.offset, dtype)
+    view = _view(buffer, layout, field.offset, dtype)
     return view.astype(dtype.newbyteorder("=")).reshape(-1)
 
 
@@ -249,11 +272,11 @@ def cloud_parts_from_points(points: NDArray[np.float32], columns: Sequence[str])
     return CloudParts(fields, point_step=4 * len(columns), data=data)
 
 
-def _checked_row_step(layout: CloudLayout, num_bytes: int) -> int:
-    """Bytes from one row to the next, after the sizes were found to agree.
+def _checked(layout: CloudLayout, num_bytes: int) -> CloudLayout:
+    """The layout after its sizes were found to agree.
 
     The row_step of a single row adds nothing to width and point_step, and some drivers leave it
-    wrong: it is not looked at.
+    wrong: it is not looked at, but mended.
     """
     height, width, point_step = layout.height, layout.width, layout.point_step
     shape = f"height {height} x width {width}"
@@ -275,13 +298,13 @@ def _checked_row_step(layout: CloudLayout, num_bytes: int) -> int:
             f"{row_step}; expected at least {row_step * height}: "
             "the cloud is cut short or its sizes are wrong"
         )
-    return row_step
+    return replace(layout, row_step=row_step)
 
 
-def _find_field(column: str, layout: CloudLayout, *, required: bool) -> CloudField | None:
-    """The checked field that holds a column; None where it is missing and need not be there."""
-    if not required and match_column(column, [field.name for field in layout.fields]) is None:
-        return None
+def _find_field(column: str, layout: CloudLayout, default: float | None) -> CloudField | float:
+    """The checked field that holds a column; the default, if there is one, where the column is missing."""
+    if default is not None and match_column(column, [field.name for field in layout.fields]) is None:
+        return default
     return _required_field(column, layout)
 
 
@@ -311,24 +334,22 @@ def _dtype(field: CloudField, layout: CloudLayout) -> np.dtype[np.generic]:
     return np.dtype((">" if layout.is_bigendian else "<") + DATATYPES[field.datatype])
 
 
-def _end_of_run(fields: Sequence[CloudField | None], start: int, layout: CloudLayout) -> int:
+def _end_of_run(fields: Sequence[CloudField | float], start: int, layout: CloudLayout) -> int:
     """End of the columns from `start` on that are neighbouring float32 of native byte order."""
     first = fields[start]
-    if first is None or layout.is_bigendian != (sys.byteorder == "big"):
+    if not isinstance(first, CloudField) or layout.is_bigendian != (sys.byteorder == "big"):
         return start + 1
     stop = start
     for field in fields[start:]:
         offset = first.offset + 4 * (stop - start)
-        if field is None or field.datatype != FLOAT32 or field.offset != offset:
+        if not isinstance(field, CloudField) or field.datatype != FLOAT32 or field.offset != offset:
             break
         stop += 1
     return max(stop, start + 1)
 
 
-def _view(
-    buffer: NDArray[np.uint8], layout: CloudLayout, row_step: int, offset: int, dtype: DTypeLike
-) -> NDArray[np.generic]:
+def _view(buffer: NDArray[np.uint8], layout: CloudLayout, offset: int, dtype: DTypeLike) -> NDArray[np.generic]:
     """(height, width) view of what lies `offset` bytes into each point."""
     shape = (layout.height, layout.width)
-    view: NDArray[np.generic] = np.ndarray(shape, dtype, buffer, offset, (row_step, layout.point_step))
+    view: NDArray[np.generic] = np.ndarray(shape, dtype, buffer, offset, (layout.row_step, layout.point_step))
     return view

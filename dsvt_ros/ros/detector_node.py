@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from numpy.typing import NDArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined,unused-ignore]
 from rclpy.executors import ExternalShutdownException
@@ -43,7 +42,7 @@ from dsvt_ros.errors import ConfigError, DsvtError, PointCloudError
 from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.host_threads import spin_briefly
 from dsvt_ros.io.point_times import offsets_from_msg
-from dsvt_ros.io.pointcloud2 import match_column, points_from_msg
+from dsvt_ros.io.pointcloud2 import RawCloud, match_column, points_from_msg, raw_from_msg
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.ros import parameters
 from dsvt_ros.ros.conversions import (
@@ -343,7 +342,7 @@ class DetectorNode(LifecycleNode):
         settings = self._settings
         try:
             self._note_fields(cloud)
-            points = points_from_msg(cloud, self._columns, self._fill)
+            raw = raw_from_msg(cloud, self._columns, self._fill)
         except PointCloudError as error:
             self._counters.refused(str(error))
             self.get_logger().error(f"cloud refused: {error}", throttle_duration_sec=THROTTLE_S)
@@ -357,14 +356,14 @@ class DetectorNode(LifecycleNode):
             if self._sensor_pose is not None:
                 pose = self._sensor_pose.at(cloud.header, settings.node.input.transform_timeout_s)
                 pose = detector.pose_in_model(pose)
-            boxes = detector.detect(self._with_older_sweeps(points, cloud), pose)
+            boxes = detector.detect(self._with_older_sweeps(raw, cloud), pose)
         except DsvtError as error:
             self._counters.failed(str(error))
             self.get_logger().error(f"empty answer: {error}", throttle_duration_sec=THROTTLE_S)
         except Exception as error:
             self._counters.failed(f"{type(error).__name__}: {error}")
             self.get_logger().error(
-                f"empty answer to a cloud of {len(points)} points: {type(error).__name__}: {error}",
+                f"empty answer to a cloud of {len(raw)} points: {type(error).__name__}: {error}",
                 throttle_duration_sec=THROTTLE_S,
             )
         else:
@@ -373,16 +372,16 @@ class DetectorNode(LifecycleNode):
             return boxes
         return _no_boxes(self._model.class_names)
 
-    def _with_older_sweeps(self, points: NDArray[np.float32], cloud: PointCloud2) -> NDArray[np.float32] | Tensor:
+    def _with_older_sweeps(self, raw: RawCloud, cloud: PointCloud2) -> RawCloud | Tensor:
         """The points and those of older sweeps where the model wants them, compensated for motion if asked to."""
         motion, sweeps = self._motion, self._sweeps
         if motion is None or sweeps is None:
-            return points
+            return raw
         source, config = motion.current(), self._applied.preprocess
         stamp_ns = Time.from_msg(cloud.header.stamp).nanoseconds
         self._keep_replaced(sweeps, source, config, stamp_ns, cloud.header.frame_id)
         self._merged = merged = sweeps.add(
-            points,
+            raw.points(),
             stamp_ns,
             cloud.header.frame_id,
             source,

@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,7 +207,7 @@ def _totals(detector: Detector, clouds: list[Cloud], runs: int, console: Console
     """Times of `runs` whole frames after a warm-up over every cloud twice, and the most memory they took.
 
     On CUDA also the device's side of it: how long from its first to its last work on a frame, waits for the host in
-    between included, and how long it was at work (`_busy_ms`).
+    between included, and how long it was at work (`_busy_ms`); and how many clouds of a recording it answers a second.
     """
     for cloud in clouds * 2:
         detector.detect(cloud)
@@ -229,7 +230,13 @@ def _totals(detector: Detector, clouds: list[Cloud], runs: int, console: Console
         voxels.append(detector.num_voxels)
     # Not what is allocated: the memory of a captured graph counts as free between its replays.
     peak = torch.cuda.max_memory_reserved(detector.device) if cuda else 1024 * _peak_resident_kib()
-    on_device = {"device_ms": _quantiles(device), "device_busy_ms": _busy_ms(detector, clouds, runs)} if cuda else {}
+    on_device = {}
+    if cuda:
+        on_device = {
+            "device_ms": _quantiles(device),
+            "device_busy_ms": _busy_ms(detector, clouds, runs),
+            "frames_per_s": _frames_per_s(detector, clouds, runs),
+        }
     return {
         "total_ms": _quantiles(totals),
         **on_device,
@@ -252,6 +259,14 @@ def _busy_ms(detector: Detector, clouds: list[Cloud], runs: int) -> float:
         torch.cuda.synchronize(detector.device)
     on_device = (event for event in profile.events() if event.device_type.name == "CUDA")
     return _round(1e-3 * sum(event.time_range.elapsed_us() for event in on_device) / runs)
+
+
+def _frames_per_s(detector: Detector, clouds: list[Cloud], runs: int) -> float:
+    """How many clouds a second are answered that are all there beforehand."""
+    start = time.perf_counter()
+    for _ in detector.detect_all(islice(cycle(clouds), runs)):
+        pass
+    return _round(runs / (time.perf_counter() - start))
 
 
 def _through_ros(
@@ -342,6 +357,7 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
     if "device_ms" in results[0]:
         table.add_row("device, first to last work", *(f"{result['device_ms']['p50']:.2f}" for result in results))
         table.add_row("device at work, mean", *(f"{result['device_busy_ms']:.2f}" for result in results))
+        table.add_row("clouds a second, in a row", *(f"{result['frames_per_s']:.0f}" for result in results))
     table.add_row("memory, MiB", *(str(result["peak_memory_mib"]) for result in results))
     table.add_row("load, s", *(f"{result['load_s']:.1f}" for result in results))
     for name in ("stamp_to_publish_ms", "sent_to_received_ms"):

@@ -134,6 +134,7 @@ def test_the_gpus_own_time(tmp_path):
     assert cli.main([str(word) for word in command]) == 0
     for result in json.loads(output.read_text())["results"]:
         assert 0 < result["device_busy_ms"] < 2 * result["total_ms"]["p99"]
+        assert result["frames_per_s"] > 0.5e3 / result["total_ms"]["p99"]
         assert set(result["device_ms"]) == {"p50", "p95", "p99"}
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from test_pointcloud2 import FLOAT32, Packer
 from tiny import tiny_points, write_tiny_model
 
 from dsvt_ros import Detector
 from dsvt_ros.errors import ConfigError, ModelError, PointCloudError
+from dsvt_ros.io.pointcloud2 import CloudField, raw_from_msg
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import open_model
 
@@ -67,6 +69,11 @@ def test_same_cloud_same_bytes(detector, points):
     assert first.scores.tobytes() == second.scores.tobytes()
 
 
+def test_one_cloud_after_the_other(detector, points):
+    for found, cloud in zip(detector.detect_all([points, points[:2000]]), [points, points[:2000]], strict=True):
+        assert found.boxes.tobytes() == detector.detect(cloud).boxes.tobytes()
+
+
 @pytest.mark.parametrize(
     "cloud",
     [
@@ -95,6 +102,15 @@ def test_accepts_tensors_lists_and_doubles(detector, points):
     expected = detector.detect(points)
     for same in (torch.as_tensor(points), points.astype(np.float64), points.tolist(), np.asfortranarray(points)):
         np.testing.assert_array_equal(detector.detect(same).boxes, expected.boxes)
+
+
+def test_received_clouds(detector, points):
+    fields = [CloudField(name, 4 * i + 1, FLOAT32) for i, name in enumerate("zyxi")]
+    cloud = Packer(fields, 19).cloud([points[:, [2, 1, 0, 3]].astype(float).tolist()])
+    found = detector.detect(raw_from_msg(cloud, ("x", "y", "z", "intensity")))
+    np.testing.assert_array_equal(found.boxes, detector.detect(points).boxes)
+    with pytest.raises(PointCloudError, match=r"takes 4 columns .* got an array of shape \(4000, 3\)"):
+        detector.detect(raw_from_msg(cloud, "xyz"))
 
 
 @pytest.mark.parametrize("shape", [(10, 3), (10, 5), (40,), (2, 5, 4)])

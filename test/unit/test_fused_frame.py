@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fused_fixtures import ALL_KERNELS, DEVICE, interpreted, needs_triton
+from test_pointcloud2 import FLOAT32, Packer
 from tiny import TINY_CONFIGS, randomize, tiny_config
 
 from dsvt_ros import Detector
@@ -23,9 +24,11 @@ from dsvt_ros.config import (
     with_overrides,
 )
 from dsvt_ros.errors import ConfigError
-from dsvt_ros.fused import frame
+from dsvt_ros.fused import frame, ground
 from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
+from dsvt_ros.ground import ground_height
+from dsvt_ros.io.pointcloud2 import CloudField, raw_from_msg
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.poses import pose_matrix
 from dsvt_ros.preprocess import boxes_to_source
@@ -64,6 +67,7 @@ def micro_config():
 def _few_points(monkeypatch):
     """Interpreted kernels take their time; and TF32 would round the reference's inputs to 10 bits."""
     monkeypatch.setattr(frame, "MIN_POINTS", 64)
+    monkeypatch.setattr(ground, "CELL_ROWS", 1024)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -255,6 +259,16 @@ def test_clouds_on_host_and_device_in_one_frame():
         assert frames(given, [np.eye(4)] * 3).rows.tobytes() == expected
 
 
+def test_frames_that_overlap():
+    """Of one size and of others, ended in any order, and again."""
+    frames = frames_of()
+    clouds = [points_of(count, seed) for seed, count in enumerate((30, 90, 20))]
+    expected = [frames([cloud], [np.eye(4)]).rows.tobytes() for cloud in clouds]
+    ends = [frames.begin([cloud], [np.eye(4)]) for cloud in clouds]
+    for number in (2, 0, 1, 0):
+        assert ends[number]().rows.tobytes() == expected[number]
+
+
 @pytest.mark.parametrize(
     ("voxels", "points", "clouds", "room"),
     [((), 10**6, 1, 36), ((), 10**6, 3, 108), ((), 20, 3, 20), ((7, 50), 10**6, 2, 100), ((7, 50), 64, 2, 64)],
@@ -290,6 +304,22 @@ def test_detector(caplog):
     assert len(caplog.messages) == 2
 
 
+def test_one_cloud_after_the_other():
+    """Boxes, counts and poses are those of the cloud whose answer came last; the first cloud waits for the second."""
+    detector = triton_detector(**{"preprocess.find_ground": True})
+    clouds = [points_of(50, seed) + np.float32([0, 0, seed / 8, 0]) for seed in range(2)]
+    expected = [(detector.detect(cloud), detector.num_voxels, detector.T_model_source) for cloud in clouds]
+    taken = []
+    answers = detector.detect_all(taken.append(number) or cloud for number, cloud in enumerate(clouds))
+    for boxes, num_voxels, pose in expected:
+        assert_same_bytes(next(answers), boxes)
+        assert detector.num_voxels == num_voxels
+        assert (detector.T_model_source == pose).all()
+        assert taken == [0, 1]
+    assert next(answers, None) is None
+    assert list(detector.detect_all([])) == []
+
+
 def test_options_change_between_clouds():
     detector, points = triton_detector(), points_of(50)
     before = detector.detect(points)
@@ -312,6 +342,38 @@ def test_the_ground_is_found():
     assert_alike(triton_detector(**{"preprocess.find_ground": True}).detect(points), expected)
     unmoved = torch_detector().detect(points)
     assert len(unmoved) != len(expected) or np.abs(unmoved.boxes - expected.boxes).max() > 0.1
+
+
+def test_the_ground_is_found_for_some_clouds():
+    """Of two equal clouds, one with a pose that turns it."""
+    points = points_of(60)
+    points[:, 2] = np.where(np.arange(60) % 3, -1.2, points[:, 2])
+    turn = pose_matrix([0.0, 0, 7, 0, 0, np.pi])
+    frames = frames_of(**{"preprocess.find_ground": True})
+    result = frames([points, points], [np.eye(4), turn], seeks_ground=[False, True])
+    height = torch_detector().model.ground_z - ground_height(torch.as_tensor(points)).item()
+    assert (result.poses[0] == np.eye(4)).all()
+    assert result.poses[1][2, 3] == pytest.approx(height, abs=1e-6)
+    assert (turn[:3, 3] == [0, 0, 7]).all(), "the caller's pose stays as it is"
+    expected = torch_detector().detect(points, result.poses[1])
+    boxes = boxes_from_rows(result.rows[1], frames.model, DetectorConfig().postprocess)
+    assert_alike(boxes_to_source(boxes, result.poses[1]), expected)
+
+
+def test_the_ground_is_found_only_where_the_options_say_so():
+    for changes in ({}, {"preprocess.find_ground": True, "preprocess.sensor_pose": [0, 0, 1, 0, 0, 0]}):
+        with pytest.raises(ConfigError, match="the ground is found with"):
+            frames_of(**changes)([points_of(3)], [np.eye(4)], seeks_ground=[True])
+
+
+def test_detector_of_received_clouds():
+    detector, points = triton_detector(), points_of(50)
+    names = network_of().config.feature_names
+    fields = [CloudField(name, 4 * i + 5, FLOAT32) for i, name in enumerate(names)]
+    message = Packer(fields, 22, row_padding=3).cloud(points.astype(float).reshape(2, -1, 4).tolist())
+    found = detector.detect(raw_from_msg(message, names))
+    assert len(found) > 3
+    assert_same_bytes(found, detector.detect(points))
 
 
 def test_times_of_stages():

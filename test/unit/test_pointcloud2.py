@@ -21,6 +21,7 @@ from dsvt_ros.io.pointcloud2 import (
     layout_from_msg,
     match_column,
     points_from_msg,
+    raw_from_msg,
 )
 
 INT8, UINT8, INT16, UINT16, INT32, UINT32, FLOAT32, FLOAT64 = range(1, 9)
@@ -143,6 +144,15 @@ def test_result_does_not_share_memory_with_the_message():
     points = points_from_msg(cloud, XYZI)
     cloud.data[:] = array.array("B", bytes(len(cloud.data)))
     assert points[1].tolist() == [1.5, -1, 0.25, 10]
+
+
+def test_a_cloud_that_is_not_read_yet_shares_memory_with_the_message():
+    cloud = velodyne_cloud()
+    cloud.row_step = 0
+    raw = raw_from_msg(cloud, XYZI)
+    assert (len(raw), raw.shape, len(raw.data), raw.layout.row_step) == (3, (3, 4), 66, 66)
+    cloud.data[:] = velodyne_cloud(1).data * 3
+    assert raw.points().tolist() == [[0.5, 0, 0, 0]] * 3
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda d: np.array(d, np.uint8)])

@@ -1,0 +1,81 @@
+"""Clouds, wherever and whatever they are, in the tensors of a frame."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from fused_fixtures import DEVICE, interpreted, needs_triton
+from test_pointcloud2 import XYZI, velodyne_cloud
+
+from dsvt_ros.fused import decode, inputs
+from dsvt_ros.fused.decode import CloudDecoder
+from dsvt_ros.fused.inputs import FrameInputs
+from dsvt_ros.io.pointcloud2 import raw_from_msg
+
+_interpreter = interpreted("decode_points")
+
+ROOM = 40
+COUNTS = (17, 0, 8)
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    for module in (inputs, decode):
+        monkeypatch.setattr(module, "PART_BYTES", 80)
+
+
+def forms_of(count, seed):
+    """The same points in all forms."""
+    points = np.random.default_rng(seed).uniform(-9, 9, (count, 4)).astype(np.float32)
+    message = velodyne_cloud(count or 1)
+    message.width = count
+    for row, point in enumerate(points):
+        message.data[22 * row : 22 * row + 16] = type(message.data)("B", point.tobytes())
+    return {
+        "array": points,
+        "columns": np.asfortranarray(points),
+        "doubles": torch.as_tensor(points.astype(np.float64)),
+        "device": torch.as_tensor(points, device=DEVICE),
+        "raw": raw_from_msg(message, XYZI),
+    }
+
+
+CLOUDS = [forms_of(count, seed) for seed, count in enumerate(COUNTS)]
+POSES = [np.arange(16.0).reshape(4, 4) + number for number in range(3)]
+
+
+def check(made, clouds, poses=POSES, seeks=(True, False, True)):
+    made.upload(clouds, poses, seeks)
+    expected = torch.cat([torch.as_tensor(forms["array"]) for forms in CLOUDS[: len(clouds)]])
+    assert torch.equal(made.points[: len(expected)].cpu(), expected)
+    assert made.ends.tolist() == np.cumsum(COUNTS[: len(clouds)]).tolist()
+    assert torch.equal(made.poses.cpu(), torch.as_tensor(np.stack(poses)[:, :3], dtype=torch.float32))
+    assert made.seeks_ground.tolist() == list(map(int, seeks))
+
+
+@needs_triton
+def test_every_form_beside_every_other():
+    made = FrameInputs(ROOM, 3, 4, DEVICE, CloudDecoder(DEVICE, 4))
+    addresses = [tensor.data_ptr() for tensor in (made.points, made.poses, made.ends, made.seeks_ground)]
+    for forms in itertools.product(CLOUDS[0], repeat=3):
+        check(made, [cloud[form] for cloud, form in zip(CLOUDS, forms, strict=True)])
+        made.points.fill_(7)
+    assert addresses == [tensor.data_ptr() for tensor in (made.points, made.poses, made.ends, made.seeks_ground)]
+
+
+@pytest.mark.parametrize("form", CLOUDS[0])
+def test_one_cloud_that_the_host_reads(form):
+    check(FrameInputs(17, 1, 4, DEVICE), [CLOUDS[0][form]], POSES[:1], [True])
+
+
+def test_the_host_fills_memory_that_the_device_does_not_fetch():
+    """Two uploads may be under way, so they come from different memory."""
+    made = FrameInputs(ROOM, 1, 4, DEVICE)
+    for number in range(4):
+        cloud = np.full((3, 4), number, np.float32)
+        made.upload([cloud], POSES[:1], [False])
+        first = made._hosts[1 - number % 2].points[0, 0].item()
+        assert first == number
+        if number:
+            assert made._hosts[number % 2].points[0, 0].item() == number - 1
