@@ -12,20 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvt_ros.backends.triton import TritonNetworks, on_device
+from dsvt_ros.backends.frames import FirstStages, FrameNetworks, on_device
 from dsvt_ros.capacity import room_for_voxels
-from dsvt_ros.config import CenterHeadConfig, DetectorConfig, ModelConfig
+from dsvt_ros.config import DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
 from dsvt_ros.errors import ConfigError, EngineError
-from dsvt_ros.fused.dense import Maps, PeakMaps
-from dsvt_ros.fused.encode import FusedEncoder
-from dsvt_ros.fused.partition import FusedPartition
-from dsvt_ros.fused.peaks import PeakFinder, Peaks, least_logit
 from dsvt_ros.fused.structures import FusedVoxels
-from dsvt_ros.fused.suppress import EXTRA_COLUMNS, Suppressor
-from dsvt_ros.fused.voxelize import Voxelizer
-from dsvt_ros.postprocess import class_groups, decode
-from dsvt_ros.structures import DeviceBoxes, ProposalMaps
+from dsvt_ros.padded.structures import SortedVoxels
 
 MIN_POINTS = 16_384
 """Room for points is this or a power of two times it, so that clouds of all sizes need few graphs."""
@@ -66,7 +59,7 @@ class FusedFrames:
         pool: Memory of captured graphs; None on the CPU, where Triton interprets the kernels.
     """
 
-    def __init__(self, networks: TritonNetworks, model: ModelConfig, config: DetectorConfig) -> None:
+    def __init__(self, networks: FrameNetworks, model: ModelConfig, config: DetectorConfig) -> None:
         """Make ready for any clouds.
 
         Args:
@@ -78,7 +71,7 @@ class FusedFrames:
             EngineError: A frame cannot be compiled, captured or run here, or not with these options.
         """
         self.model, self.networks = model, networks
-        self.device = next(networks.encoder.parameters()).device
+        self.device = networks.device
         self._frames: dict[tuple[int, int], _Frame] = {}
         self.pool: Any = None
         if self.device.type == "cuda":
@@ -87,12 +80,13 @@ class FusedFrames:
         try:
             self.configure(config)
         except ConfigError as error:
-            raise EngineError(f"backend triton: {error}; use torch or tensorrt") from error
+            raise EngineError(f"backend {networks.name}: {error}; {networks.otherwise}") from error
         if self.pool is not None:
             try:
                 self([torch.zeros(1, len(model.features))], [np.eye(4)])
             except Exception as error:  # of CUDA, Triton or its compilers, which have no type in common
-                raise EngineError(f"a frame in Triton's kernels fails here; use torch or tensorrt: {error}") from error
+                text = f"a whole frame of backend {networks.name} fails here; {networks.otherwise}: {error}"
+                raise EngineError(text) from error
 
     def configure(self, config: DetectorConfig) -> None:
         """Take other run-time options; kernels are captured anew.
@@ -100,13 +94,9 @@ class FusedFrames:
         Raises:
             ConfigError: The kernels do not take them; the old ones stay.
         """
-        self._suppressor = Suppressor(self.model, config.postprocess, self.device)
+        self.box_finder = self.networks.box_finder(config.postprocess)
         self._config = config
         self._frames.clear()
-        self._finder: PeakFinder | None = None
-        if isinstance(self.model.head, CenterHeadConfig):
-            sizes = [len(group) for group in class_groups(self.model)]
-            self._finder = PeakFinder(sizes, config.postprocess.max_candidates, self.device)
 
     def room_for_voxels(self, points: int, clouds: int = 1) -> int:
         """Voxels that frames of up to so many points have room for."""
@@ -136,41 +126,16 @@ class FusedFrames:
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
             return frame.run(clouds, poses, timed=timed)
 
-    def _peaks(self, maps: PeakMaps) -> tuple[Peaks, Tensor]:
-        assert self._finder is not None
-        assert self.networks.peak_head is not None
-        peaks = self._finder(maps.logits, least_logit(self._config.postprocess.score_threshold))
-        return peaks, self.networks.peak_head.at_peaks(maps.shared, peaks.index)
-
-    def _suppress_peaks(self, peaks: Peaks, values: Tensor) -> Tensor:
-        assert self.networks.peak_head is not None
-        return self._suppressor.from_peaks(peaks, values, self.networks.peak_head.columns)
-
-    def _decode(self, maps: ProposalMaps, clouds: int) -> list[DeviceBoxes]:
-        return [decode(maps, self.model, self._config.postprocess, cloud) for cloud in range(clouds)]
-
-    def detect(
-        self,
-        stage: RunStage,
-        *,
-        voxelizer: Voxelizer,
-        encoder: FusedEncoder,
-        partition: FusedPartition,
-        inputs: _Inputs,
-    ) -> Tensor:
+    def detect(self, stage: RunStage, *, first: FirstStages, inputs: _Inputs) -> Tensor:
         """The stages of a frame; the rows of all clouds and the counts, in one tensor."""
         config = self._config
-        voxels = stage("voxelize", voxelizer, inputs.points, inputs.ends, inputs.poses, config.preprocess)
-        features = stage("encode", encoder, voxels)
-        stages = stage("partition", partition, voxels.grid)
+        voxels = stage("voxelize", first.voxelize, inputs.points, inputs.ends, inputs.poses, config.preprocess)
+        features = stage("encode", first.encode, voxels)
+        stages = stage("partition", first.partition, voxels.grid)
         features = stage("sparse", self.networks.backbone_3d, features, stages)
-        maps: Maps = stage("dense", self.networks.dense_network, features, stages[-1].grid)
-        if isinstance(maps, PeakMaps):
-            peaks, values = stage("decode", self._peaks, maps)
-            rows = stage("nms", self._suppress_peaks, peaks, values)
-        else:
-            found = stage("decode", self._decode, maps, inputs.clouds)
-            rows = stage("nms", self._suppressor.from_boxes, found)
+        maps = stage("dense", self.networks.dense_network, features, stages[-1].grid)
+        found = stage("decode", self.box_finder.find, maps)
+        rows = stage("nms", self.box_finder.suppress, found, inputs.clouds)
         return stage("pack", _pack, rows, voxels)
 
 
@@ -232,13 +197,9 @@ class _Frame:
         room = frames.room_for_voxels(points, clouds)
         self._inputs = _Inputs(points, clouds, len(model.features), device)
         self._detect = partial(
-            frames.detect,
-            voxelizer=Voxelizer(model, device, points, room, clouds),
-            encoder=FusedEncoder(frames.networks.encoder, model, room),
-            partition=FusedPartition(model, device, room, clouds),
-            inputs=self._inputs,
+            frames.detect, first=frames.networks.first_stages(points, room, clouds), inputs=self._inputs
         )
-        self._columns = model.box_size + EXTRA_COLUMNS
+        self._box_finder = frames.box_finder
         self._graph: FrameGraph | None = None
         if frames.pool is not None:
             self._graph = FrameGraph(self._detect, frames.pool)
@@ -261,13 +222,14 @@ class _Frame:
             torch.cuda.current_stream().synchronize()
             values = self._output.numpy()
         num_points, num_voxels, num_dropped, *last_voxel = values[-COUNTS - len(clouds) :].astype(int).tolist()
-        rows = values[: -COUNTS - len(clouds)].reshape(len(clouds), -1, self._columns).copy()
+        rows = values[: -COUNTS - len(clouds)].reshape(len(clouds), -1, self._box_finder.columns)
+        rows = self._box_finder.settle(rows)
         # Without voxels, the dense network sees objects in its own biases.
         rows[[last < 0 for last in last_voxel], :, -1] = 0
         return FrameResult(rows, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
 
 
-def _pack(rows: Tensor, voxels: FusedVoxels) -> Tensor:
+def _pack(rows: Tensor, voxels: FusedVoxels | SortedVoxels) -> Tensor:
     """The rows, `COUNTS` counts and each cloud's last voxel, in float32, which holds whole numbers up to 2**24."""
     last_voxel = voxels.grid.num_voxels - 1
     if len(rows) > 1:
