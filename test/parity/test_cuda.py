@@ -18,7 +18,7 @@ pytestmark = [
 def detectors(waymo_checkpoint):
     # TF32 would round the convolutions' inputs to 10 bits.
     torch.backends.cudnn.allow_tf32 = False
-    overrides = {"preprocess.scale_features": False}
+    overrides = {"preprocess.scale_features": False, "engine.precision": "fp32"}
     return [
         Detector.load("waymo_pillar", waymo_checkpoint, backend="torch", device=device, overrides=overrides)
         for device in ("cpu", "cuda")
