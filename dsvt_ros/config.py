@@ -445,7 +445,7 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How backends other than torch run the networks."""
+    """How backends run the networks."""
 
     cache_dir: str = option(
         "",
@@ -454,7 +454,9 @@ class EngineConfig:
     threads: int = option(0, help="CPU threads of ONNX Runtime; 0: as many as torch has", minimum=0, maximum=1024)
     sparse_path: str = option("", help="TensorRT engine of the sparse network to use as it is; empty: from the cache")
     dense_path: str = option("", help="TensorRT engine of the dense network to use as it is; empty: from the cache")
-    precision: Literal["fp16", "fp32"] = option("fp16", help="type of weights and features in TensorRT engines")
+    precision: Literal["fp16", "fp32"] = option(
+        "fp16", help="type of weights and features in TensorRT engines, and in torch on a GPU"
+    )
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     workspace_mib: int = option(
         0, help="GPU memory that building an engine may use, MiB; 0: half of what is free", minimum=0, maximum=1 << 20

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dsvt_ros.backends import BACKENDS, Networks, Progress, no_progress
 from dsvt_ros.backends.choice import open_networks
+from dsvt_ros.backends.frames import FrameNetworks
 from dsvt_ros.backends.torch import TorchNetworks
-from dsvt_ros.backends.triton import TritonNetworks
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.capacity import keep_nearest
 from dsvt_ros.config import DetectorConfig, ModelConfig, leaves, with_overrides
@@ -91,9 +91,9 @@ class Detector:
         self.backend, self.precision = self.networks.name, self.networks.precision
         self.backend_reason = backend_reason
         self._set_pose()
-        # Whole frames in kernels of our own, in place of the stages below.
+        # Whole frames, in place of the stages below.
         self._frames: FusedFrames | None = None
-        if isinstance(self.networks, TritonNetworks):
+        if isinstance(self.networks, FrameNetworks):
             self._frames = FusedFrames(self.networks, self.model, config)
 
         self._clock = StageClock(device)
@@ -151,15 +151,16 @@ class Detector:
         chosen = choose_device(device)
         network = network.to(chosen).eval().requires_grad_(False)
         open_with = partial(open_networks, backend, network, folder, Path(source), chosen, config.engine, progress)
-        networks, reason = open_with()
-        try:
-            return cls(network, config, chosen, networks, reason)
-        except EngineError as error:
-            if backend != "auto":
-                raise
-            _LOG.warning("%s", error)
-            networks, reason = open_with(without_triton=str(error))
-        return cls(network, config, chosen, networks, reason)
+        failed: dict[str, str] = {}  # backends whose frames do, and why
+        while True:
+            networks, reason = open_with(failed=failed)
+            try:
+                return cls(network, config, chosen, networks, reason)
+            except EngineError as error:
+                if networks.name in failed or backend == "triton":
+                    raise
+                _LOG.warning("%s", error)
+                failed[networks.name] = str(error)
 
     def detect(
         self,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dsvt_ros.box_geometry import bev_iou_pairs, circles_meet
-from dsvt_ros.config import CenterHeadConfig, ModelConfig, PostprocessConfig
+from dsvt_ros.config import CENTER_BRANCHES, CenterHeadConfig, ModelConfig, PostprocessConfig
 from dsvt_ros.constants import constant
 from dsvt_ros.structures import CenterMaps, DeviceBoxes, HeadMaps, ProposalMaps
 
@@ -29,13 +29,28 @@ def decode(maps: HeadMaps, model: ModelConfig, config: PostprocessConfig, cloud:
         Candidates by descending heatmap score: `max_candidates` for each group of CenterHead, or all proposals.
     """
     found = _peaks(maps, model, config, cloud) if isinstance(maps, CenterMaps) else _proposals(maps, model, cloud)
-    boxes, score, label, iou = found
+    return judged(*found, model, config)
+
+
+def judged(
+    boxes: Tensor, score: Tensor, label: Tensor, iou: Tensor | None, model: ModelConfig, config: PostprocessConfig
+) -> DeviceBoxes:
+    """Candidates with the scores that they compete with, those within the limits marked as kept.
+
+    Args:
+        boxes: (M, box_size) boxes.
+        score: (M,) heatmap scores.
+        label: (M,) int64 classes.
+        iou: (M,) predicted IoU; None where the head predicts none.
+        model: Gives the classes.
+        config: Threshold, rectifier and limits of the centre.
+    """
     keep = score > config.score_threshold
     if config.center_range:
         low, high = constant(config.center_range[:3], boxes), constant(config.center_range[3:], boxes)
         keep &= ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)
     if config.iou_rectifier and iou is not None:
-        weight = _per_class(config.iou_rectifier, model, score)[label]
+        weight = per_class(config.iou_rectifier, model, score)[label]
         score = score ** (1 - weight) * ((iou + 1) / 2).clamp(0, 1) ** weight
     return DeviceBoxes(boxes, score, label, keep)
 
@@ -45,35 +60,50 @@ _Candidates = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def _peaks(maps: CenterMaps, model: ModelConfig, config: PostprocessConfig, cloud: int) -> _Candidates:
-    """The highest peaks of CenterHead's heatmaps (OpenPCDet ``decode_bbox_from_heatmap``).
-
-    A centre lies at ``(column + offset) * cell + minimum``; the cell's centre is not added.
-    """
+    """The highest peaks of CenterHead's heatmaps (OpenPCDet ``decode_bbox_from_heatmap``)."""
     groups = class_groups(model)
     heatmap = maps.heatmap[cloud].float().sigmoid()
     _, rows, columns = heatmap.shape
-    corner, step = _corner_and_step(model, heatmap)
     parts: list[list[Tensor]] = []
     for group, scores in enumerate(torch.split(heatmap, [len(classes) for classes in groups])):
         score, index = torch.topk(scores.flatten(), min(config.max_candidates, scores.numel()))
         cell = index % (rows * columns)
         row, column = cell // columns, cell % columns
 
-        def at_peaks(values: Tensor, group: int = group, row: Tensor = row, column: Tensor = column) -> Tensor:
-            """(M, n) values of the group's channels."""
-            return values[cloud].chunk(len(groups))[group][:, row, column].T.float()
-
-        position = torch.stack([column, row], dim=1) + at_peaks(maps.center)
-        rotation = at_peaks(maps.rot)
-        columns_of_box = [position * step + corner, at_peaks(maps.center_z), at_peaks(maps.dim).exp()]
-        columns_of_box.append(torch.atan2(rotation[:, 1], rotation[:, 0])[:, None])
-        if maps.vel is not None:
-            columns_of_box.append(at_peaks(maps.vel))
+        values = {
+            name: branch[cloud].chunk(len(groups))[group][:, row, column].T.float()
+            for name in CENTER_BRANCHES
+            if (branch := getattr(maps, name)) is not None
+        }
         label = constant(groups[group], index)[index // (rows * columns)]
-        part = [torch.cat(columns_of_box, dim=1), score, label]
-        parts.append(part if maps.iou is None else [*part, at_peaks(maps.iou)[:, 0]])
+        part = [boxes_at_cells(row, column, values, model), score, label]
+        parts.append(part if maps.iou is None else [*part, values["iou"][:, 0]])
     boxes, score, label, *iou = (torch.cat(values) for values in zip(*parts, strict=True))
     return boxes, score, label, iou[0] if iou else None
+
+
+def boxes_at_cells(row: Tensor, column: Tensor, values: Mapping[str, Tensor], model: ModelConfig) -> Tensor:
+    """Boxes of CenterHead.
+
+    A centre lies at ``(column + offset) * cell + minimum``; the cell's centre is not added.
+
+    Args:
+        row: (M,) rows of cells.
+        column: (M,) columns.
+        values: (M, n) float32, what each branch says there.
+        model: Gives range, voxel size and whether there are velocities.
+
+    Returns:
+        (M, box_size) boxes.
+    """
+    corner, step = _corner_and_step(model, values["center"])
+    position = torch.stack([column, row], dim=1) + values["center"]
+    rotation = values["rot"]
+    columns_of_box = [position * step + corner, values["center_z"], values["dim"].exp()]
+    columns_of_box.append(torch.atan2(rotation[:, 1], rotation[:, 0])[:, None])
+    if "vel" in values:
+        columns_of_box.append(values["vel"])
+    return torch.cat(columns_of_box, dim=1)
 
 
 def _proposals(maps: ProposalMaps, model: ModelConfig, cloud: int) -> _Candidates:
@@ -128,11 +158,8 @@ def suppress(candidates: DeviceBoxes, model: ModelConfig, config: PostprocessCon
 
     rows = keep.nonzero().squeeze(1)
     turned = boxes[rows, :7].clone()
-    if config.nms_geometry == "dsvt_release" and isinstance(model.head, CenterHeadConfig):
-        # The kernel that CenterHead was published with rotates by pi/2 - yaw the other way round: every box stands
-        # across its heading. TransFusionHead was published with another one, which is exact.
-        turned[:, 6] += math.pi / 2
-    limit = _per_class(config.nms_iou, model, scores)[labels[rows]]
+    turned[:, 6] += turn_rad(model, config)
+    limit = per_class(config.nms_iou, model, scores)[labels[rows]]
     rank = by_class[rows]
     rivals = labels[rows] if config.nms_classes == "own" else _group_of_class(model, labels)[labels[rows]]
     better = rank[:, None] < rank[None]
@@ -143,8 +170,18 @@ def suppress(candidates: DeviceBoxes, model: ModelConfig, config: PostprocessCon
     keep = keep.clone()
     keep[rows] = _greedy(suppresses)
     if config.max_boxes:
-        keep &= _rank(labels, keep) < _per_class(config.max_boxes, model, scores)[labels]
+        keep &= _rank(labels, keep) < per_class(config.max_boxes, model, scores)[labels]
     return DeviceBoxes(boxes, scores, labels, keep)
+
+
+def turn_rad(model: ModelConfig, config: PostprocessConfig) -> float:
+    """By how much boxes are turned while their overlaps are computed.
+
+    The kernel that CenterHead was published with rotates by pi/2 - yaw the other way round: every box stands across its
+    heading. TransFusionHead was published with another one, which is exact.
+    """
+    released = config.nms_geometry == "dsvt_release" and isinstance(model.head, CenterHeadConfig)
+    return math.pi / 2 if released else 0.0
 
 
 def no_boxes(model: ModelConfig, like: Tensor) -> DeviceBoxes:
@@ -181,6 +218,6 @@ def _greedy(suppresses: Tensor) -> Tensor:
             return alive
 
 
-def _per_class(values: Sequence[float], model: ModelConfig, like: Tensor) -> Tensor:
+def per_class(values: Sequence[float], model: ModelConfig, like: Tensor) -> Tensor:
     """(classes,) tensor of a per-class option, where one value may stand for all."""
     return constant(values, like).expand(len(model.class_names))

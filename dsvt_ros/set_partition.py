@@ -34,7 +34,7 @@ def partition_sets(coords: Tensor, model: ModelConfig, batch_size: int = 1) -> S
     stages = []
     for number, (stage, (nx, ny, nz)) in enumerate(zip(backbone.stages, model.stage_grids, strict=True)):
         shifts = tuple(sorted(set(backbone.shifts[number])))
-        layout = _lay_out(stage, shifts, (batch_size, nz, ny, nx), coords.device)
+        layout = lay_out(stage, shifts, (batch_size, nz, ny, nx), coords.device)
         places = _place(coords, layout, stage.set_size)
         opens = _opens_pool(coords, stage.pool_z) if number < len(backbone.stages) - 1 else None
 
@@ -48,7 +48,7 @@ def partition_sets(coords: Tensor, model: ModelConfig, batch_size: int = 1) -> S
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Where the cells of a grid lie under the K window shifts that a stage uses.
 
     Windows count through all clouds and shifts, and so do columns of cells, window after window.
@@ -71,9 +71,10 @@ class _Layout:
 
 @cache  # some kilobytes for each stage of a model; captured CUDA graphs read them where they are
 @torch.inference_mode(False)  # so that training may use them too
-def _lay_out(
+def lay_out(
     stage: StageConfig, shifts: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device
-) -> _Layout:
+) -> Layout:
+    """The layout for grids of (batch, z, y, x) cells."""
     # Rows as they are by axis; what belongs to no axis is added to the last one.
     cells: list[tuple[Tensor, ...]] = []
     window_of: list[tuple[Tensor, ...]] = []
@@ -102,7 +103,7 @@ def _lay_out(
     by_x = [(*others, last + sum(columns)) for *others, last in by_x]
     tables = [torch.stack(parts) for parts in zip(*cells, *window_of, *by_y, *by_x, strict=True)]
     kept = [table.to(device) if table.any() or axis == 3 else None for axis, table in enumerate(tables)]
-    return _Layout(tuple(kept), tuple(windows), tuple(columns), tuple(columns_in_window))
+    return Layout(tuple(kept), tuple(windows), tuple(columns), tuple(columns_in_window))
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Places:
     last_sets: list[Tensor]
 
 
-def _place(coords: Tensor, layout: _Layout, set_size: int) -> _Places:
+def _place(coords: Tensor, layout: Layout, set_size: int) -> _Places:
     axes = coords.T.long()
     tables = [(table, axis) for table, axis in zip(layout.tables, axes, strict=True) if table is not None]
     parts = [table.gather(1, axis.expand(len(table), -1)) for table, axis in tables]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -25,7 +27,7 @@ def open_networks(
     device: torch.device,
     config: EngineConfig,
     progress: Progress = no_progress,
-    without_triton: str = "",
+    failed: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Networks, str]:
     """Make both networks of a model ready.
 
@@ -37,7 +39,8 @@ def open_networks(
         device: Where to run.
         config: Options of the backends.
         progress: Told how long preparations go on; may raise to stop them.
-        without_triton: Why ``auto`` must not take ``triton``, if it must not.
+        failed: Of backends whose frames fail here, why: ``auto`` takes no ``triton`` then, and ``torch`` runs without
+            frames.
 
     Returns:
         The networks, and why they were chosen.
@@ -50,8 +53,8 @@ def open_networks(
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     asked_for = "asked for"
     if backend == "auto":
-        if without_triton:
-            backend, asked_for = _choose_without_triton(network, folder, weights, device, config, without_triton)
+        if "triton" in failed:
+            backend, asked_for = _choose_without_triton(network, folder, weights, device, config, failed["triton"])
         else:
             backend, asked_for = _choose(network, folder, weights, device, config)
         if backend == "triton":
@@ -72,7 +75,7 @@ def open_networks(
     elif backend == "triton":
         networks, origin = _open_triton(network, device, progress), ""
     else:
-        networks, origin = TorchNetworks(network), ""
+        networks, origin = _open_torch(network, device, config, failed.get("torch", ""))
     return _opened(networks, device, f"{asked_for}; {origin}" if origin else asked_for)
 
 
@@ -82,6 +85,20 @@ def _open_triton(network: DSVT, device: torch.device, progress: Progress) -> Net
     require_triton(device)
     progress("compiling the kernels", None)
     return TritonNetworks(network)
+
+
+def _open_torch(network: DSVT, device: torch.device, config: EngineConfig, why_not: str) -> tuple[Networks, str]:
+    """On a GPU in half precision and whole frames, unless there is a reason against them."""
+    if device.type != "cuda" or config.precision == "fp32":
+        return TorchNetworks(network), ""
+    if why_not:
+        return TorchNetworks(network), f"in single precision: {why_not}"
+    from dsvt_ros.backends.torch_frames import TorchFrameNetworks
+
+    try:
+        return TorchFrameNetworks(network), ""
+    except EngineError as error:  # weights beyond the range of half precision
+        return TorchNetworks(network), f"in single precision: {error}"
 
 
 def _opened(networks: Networks, device: torch.device, reason: str) -> tuple[Networks, str]:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from dsvt_ros.backends.frames import FirstStages, FrameNetworks, on_device
 from dsvt_ros.capacity import default_voxels
-from dsvt_ros.config import ModelConfig
+from dsvt_ros.config import PostprocessConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.dense import PeakMaps, open_dense
+from dsvt_ros.fused.boxes import FusedBoxFinder
+from dsvt_ros.fused.decode import CloudDecoder
+from dsvt_ros.fused.dense import open_dense
 from dsvt_ros.fused.encode import FusedEncoder
+from dsvt_ros.fused.ground import GroundFinder
+from dsvt_ros.fused.partition import FusedPartition
 from dsvt_ros.fused.peak_head import PeakHead
 from dsvt_ros.fused.sparse import FusedBackbone3d
-from dsvt_ros.fused.structures import FusedStage, Grid, ShiftSets
-from dsvt_ros.model.center_head import CenterHead, maps_from_branches
+from dsvt_ros.fused.structures import Grid
+from dsvt_ros.fused.voxelize import Voxelizer
+from dsvt_ros.model.center_head import CenterHead
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import folded_copy
-from dsvt_ros.postprocess import class_groups
 from dsvt_ros.set_partition import partition_sets
-from dsvt_ros.structures import HeadMaps, SetPartition, VoxelSets
+from dsvt_ros.structures import SetPartition
 
 MIN_CAPABILITY = (8, 0)
 """Of the GPU: what Triton itself supports."""
@@ -32,23 +36,15 @@ MAX_ELEMENTS = 2**31 - 1
 """Of a tensor: kernels count in 32 bits."""
 
 
-class TritonNetworks:
-    """Both networks of `model`, which is left as it is.
-
-    A detector runs them as parts of `FusedFrames`. The methods here, which verification calls, run the same kernels on
-    partitions and maps as other backends have them.
+class TritonNetworks(FrameNetworks):
+    """Both networks of `model`, which is left as it is, in kernels.
 
     Attributes:
         encoder: The pillar encoder, batch norms folded.
-        backbone_3d: Set attention.
-        dense_network: From features of pillars to what the head says.
-        peak_head: CenterHead's branches at peaks; None with another head.
     """
 
     name = "triton"
-    precision = "fp16"
-    max_voxels: int | None = None
-    channels_last = True
+    otherwise = "use torch or tensorrt"
 
     def __init__(self, model: DSVT) -> None:
         """Make ready and compile.
@@ -56,23 +52,23 @@ class TritonNetworks:
         Raises:
             EngineError: Triton is missing or cannot compile here, or the model has sizes that the kernels do not take.
         """
-        self._device = next(model.parameters()).device
-        require_triton(self._device)
-        self._model: ModelConfig = model.config
+        self.device = next(model.parameters()).device
+        require_triton(self.device)
+        self._model = model.config
         self.encoder = folded_copy(model.vfe)
         FusedEncoder(self.encoder, model.config, 1)  # raises what any other would
         backbone_2d, head = folded_copy(model.backbone_2d), folded_copy(model.dense_head)
         config = model.config.backbone_3d
         try:
-            with torch.inference_mode(), on_device(self._device):
-                self.backbone_3d = FusedBackbone3d(folded_copy(model.backbone_3d), config, self._device)
+            with torch.inference_mode(), on_device(self.device):
+                self.backbone_3d = FusedBackbone3d(folded_copy(model.backbone_3d), config, self.device)
                 self.peak_head = PeakHead(head) if isinstance(head, CenterHead) else None
                 self.dense_network = open_dense(
                     backbone_2d, self.peak_head or head, self._model, self._room(), config.channels
                 )
                 # Once, so that what keeps Triton from compiling (no C compiler, for one) is known at the start.
-                voxel = torch.zeros(1, 4, dtype=torch.int32, device=self._device)
-                self.sparse(torch.zeros(1, config.channels, device=self._device), partition_sets(voxel, self._model))
+                voxel = torch.zeros(1, 4, dtype=torch.int32, device=self.device)
+                self.sparse(torch.zeros(1, config.channels, device=self.device), partition_sets(voxel, self._model))
         except EngineError:
             raise
         except Exception as error:
@@ -84,55 +80,34 @@ class TritonNetworks:
         """(V, D) voxel features to (V', D) float16 of the last stage."""
         if features.numel() * 3 > MAX_ELEMENTS:  # queries, keys and values
             raise EngineError(f"{features.shape[0]} voxels are more than backend triton can number; use torch")
-        with on_device(self._device):
-            return self.backbone_3d(features.half(), fused_stages(partition))
+        return super().sparse(features, partition)
 
-    def dense(self, bev: Tensor) -> HeadMaps:
-        """(B, D, H, W) BEV map to what the head says, in float32.
+    def first_stages(self, points: int, voxels: int, clouds: int) -> FirstStages:
+        """See `FrameNetworks`."""
+        return FirstStages(
+            Voxelizer(self._model, self.device, points, voxels, clouds),
+            FusedEncoder(self.encoder, self._model, voxels),
+            FusedPartition(self._model, self.device, voxels, clouds),
+        )
 
-        Every cell is taken for a pillar, and every pillar for a peak.
-        """
-        clouds, _, rows, columns = bev.shape
-        cells = torch.arange(clouds * columns * rows, dtype=torch.int32, device=bev.device)
-        features = bev.half().permute(0, 3, 2, 1).reshape(len(cells), -1)
-        with on_device(self._device):
-            maps = self.dense_network(features, Grid((columns, rows, 1), cells, cells, cells.new_tensor([len(cells)])))
-            if not isinstance(maps, PeakMaps):
-                return maps
-            assert self.peak_head is not None
-            groups = len(class_groups(self._model))
-            shape = maps.logits.shape[-2:]
-            index = torch.arange(shape.numel(), dtype=torch.int32, device=bev.device)
-            values = self.peak_head.at_peaks(maps.shared, index.expand(clouds, groups, -1).contiguous())
-        # (B, G, cells, columns) to one map a branch, group after group.
-        first = [*self.peak_head.columns.values(), values.shape[-1]]
-        branches = {
-            name: values[..., begin:end].transpose(2, 3).reshape(clouds, -1, *shape)
-            for name, (begin, end) in zip(self.peak_head.columns, pairwise(first), strict=True)
-        }
-        return maps_from_branches({"hm": maps.logits.float(), **branches})
+    def ground_finder(self, points: int, clouds: int) -> GroundFinder:
+        """See `FrameNetworks`."""
+        return GroundFinder(self._model, self.device, points, clouds)
+
+    def decoder(self) -> CloudDecoder:
+        """See `FrameNetworks`."""
+        return CloudDecoder(self.device, len(self._model.features))
+
+    def box_finder(self, config: PostprocessConfig) -> FusedBoxFinder:
+        """See `FrameNetworks`."""
+        return FusedBoxFinder(self._model, config, self.peak_head, self.device)
 
     def _room(self) -> Grid:
         """A grid with room for the pillars of one cloud."""
         nx, ny, _ = size = self._model.stage_grids[-1]
         pillars = min(default_voxels(self._model), nx * ny)
-        counts = [torch.zeros(count, dtype=torch.int32, device=self._device) for count in (nx * ny, pillars, 1)]
+        counts = [torch.zeros(count, dtype=torch.int32, device=self.device) for count in (nx * ny, pillars, 1)]
         return Grid(size, *counts)
-
-
-def fused_stages(partition: SetPartition) -> tuple[FusedStage, ...]:
-    """A partition as the kernels want it."""
-    stages = []
-    for stage in partition.stages:
-        count = stage.cells[0].new_tensor([len(stage.cells[0])], dtype=torch.int32)
-        grid = Grid((0, 0, 0), count, count, count)  # of which set attention wants the number of voxels alone
-        sets = tuple(None if sets is None else _ragged(sets) for sets in stage.sets)
-        cells = stage.cells[0].int(), stage.cells[1].int()
-        pooled = None
-        if stage.pooling is not None:
-            pooled = torch.where(stage.pooling.mask, -1, stage.pooling.indices).int()
-        stages.append(FusedStage(grid, cells, (sets[0], sets[1]), pooled))
-    return tuple(stages)
 
 
 def require_triton(device: torch.device) -> None:
@@ -162,17 +137,3 @@ def require_triton(device: torch.device) -> None:
 
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-
-
-def on_device(device: torch.device) -> torch.cuda.device:
-    """Triton launches on the current device, whatever its arguments are on."""
-    return torch.cuda.device(device if device.type == "cuda" else -1)
-
-
-def _ragged(sets: VoxelSets) -> ShiftSets:
-    real = ~sets.mask
-    count = real[0].sum(1, dtype=torch.int32)
-    start = torch.zeros(len(count) + 1, dtype=torch.int32, device=count.device)
-    start[1:] = torch.cumsum(count, 0)
-    order = torch.stack([indices[kept] for indices, kept in zip(sets.indices, real, strict=True)]).int()
-    return ShiftSets(order, torch.argsort(order).int(), start, start.new_tensor([len(count)]))

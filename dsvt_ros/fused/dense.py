@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,35 +11,19 @@ from torch import Tensor, nn
 from dsvt_ros.config import ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, timing_event
 from dsvt_ros.errors import EngineError
-from dsvt_ros.export.networks import maps_from_tensors, named_maps, to_half
 from dsvt_ros.fused.bev import FusedBevBackbone, FusedHeatmaps
 from dsvt_ros.fused.peak_head import PeakHead
 from dsvt_ros.fused.proposals import attend_around, heads_of_a_program
-from dsvt_ros.fused.structures import Grid
+from dsvt_ros.fused.structures import Grid, Maps, PeakMaps
 from dsvt_ros.model.bev_backbone import BevBackbone
 from dsvt_ros.model.transfusion_head import TransFusionHead
-from dsvt_ros.structures import ProposalMaps
+from dsvt_ros.padded.dense import LibraryConvolutions, proposals_from
 
 _LOG = logging.getLogger(__name__)
 
 TRIALS = 20
 """Runs of which the median decides."""
 
-
-@dataclass(frozen=True)
-class PeakMaps:
-    """What is computed of CenterHead in every cell.
-
-    Attributes:
-        logits: (B, classes, H, W) float16 heatmaps.
-        shared: (B, D, H, W) float16, what the other branches start from.
-    """
-
-    logits: Tensor
-    shared: Tensor
-
-
-Maps = PeakMaps | ProposalMaps
 Dense = Callable[[Tensor, Grid], Maps]
 
 
@@ -62,19 +45,7 @@ class KernelConvolutions:
         if self._heatmaps is not None:
             logits, shared = self._heatmaps(rows, len(self._model.class_names))
             return PeakMaps(logits, shared)
-        return _proposals(self._head(self._backbone.image(rows)), self._model)
-
-
-class LibraryConvolutions:
-    """The convolutions in PyTorch, which takes them from cuDNN."""
-
-    def __init__(self, backbone: BevBackbone, head: PeakHead | TransFusionHead, model: ModelConfig) -> None:
-        self._backbone, self._head, self._model = backbone, head, model
-
-    def __call__(self, features: Tensor, grid: Grid) -> Maps:
-        """(V, D) features of the pillars in `grid` to what the head says."""
-        said = self._head(self._backbone(place(features, grid)))
-        return PeakMaps(*said) if isinstance(self._head, PeakHead) else _proposals(said, self._model)
+        return proposals_from(self._head(self._backbone.image(rows)), self._model)
 
 
 def open_dense(backbone: BevBackbone, head: nn.Module, model: ModelConfig, like: Grid, channels: int) -> Dense:
@@ -95,9 +66,6 @@ def open_dense(backbone: BevBackbone, head: nn.Module, model: ModelConfig, like:
         own = KernelConvolutions(backbone, head, model)
     except EngineError as error:
         _LOG.info("convolutions of cuDNN: %s", error)
-    for network in (backbone, head):
-        to_half(network)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     library = LibraryConvolutions(backbone, head, model)
     device = like.cell_of_voxel.device
     if own is None:
@@ -113,22 +81,6 @@ def open_dense(backbone: BevBackbone, head: nn.Module, model: ModelConfig, like:
     times = {"own kernels": _time(own, features, grid), "cuDNN": _time(library, features, grid)}
     _LOG.info("dense network: %s", ", ".join(f"{ms:.2f} ms with {name}" for name, ms in times.items()))
     return own if times["own kernels"] <= times["cuDNN"] else library
-
-
-def place(features: Tensor, grid: Grid) -> Tensor:
-    """(V, D) features of pillars to a (B, D, H, W) map, channels last; empty cells are zero."""
-    nx, ny, _ = grid.size
-    voxel = grid.voxel_of_cell.view(-1, nx, ny).transpose(1, 2).reshape(-1)
-    rows = features.index_select(0, voxel.clamp_min(0))
-    rows = torch.where((voxel >= 0)[:, None], rows, 0)
-    return rows.view(-1, ny, nx, features.shape[1]).permute(0, 3, 1, 2)
-
-
-def _proposals(maps: object, model: ModelConfig) -> ProposalMaps:
-    assert isinstance(maps, ProposalMaps)
-    single = maps_from_tensors(dict(named_maps(maps)), model)
-    assert isinstance(single, ProposalMaps)
-    return single
 
 
 def _time(dense: Dense, features: Tensor, grid: Grid) -> float:

@@ -13,23 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvt_ros.backends.triton import TritonNetworks, on_device
+from dsvt_ros.backends.frames import FirstStages, FrameNetworks, GroundFinder, on_device
 from dsvt_ros.capacity import room_for_voxels
-from dsvt_ros.config import CenterHeadConfig, DetectorConfig, ModelConfig
+from dsvt_ros.config import DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
 from dsvt_ros.errors import ConfigError, EngineError
-from dsvt_ros.fused.decode import CloudDecoder
-from dsvt_ros.fused.dense import Maps, PeakMaps
-from dsvt_ros.fused.encode import FusedEncoder
-from dsvt_ros.fused.ground import GroundFinder
 from dsvt_ros.fused.inputs import FrameInputs, InputCloud
-from dsvt_ros.fused.partition import FusedPartition
-from dsvt_ros.fused.peaks import PeakFinder, Peaks, least_logit
 from dsvt_ros.fused.structures import FusedVoxels
-from dsvt_ros.fused.suppress import EXTRA_COLUMNS, Suppressor
-from dsvt_ros.fused.voxelize import Voxelizer
-from dsvt_ros.postprocess import class_groups, decode
-from dsvt_ros.structures import DeviceBoxes, ProposalMaps
+from dsvt_ros.padded.structures import SortedVoxels
 
 MIN_POINTS = 16_384
 """Room for points is this or a power of two times it, so that clouds of all sizes need few graphs."""
@@ -70,7 +61,7 @@ class FusedFrames:
         decoder: Reads clouds on the device.
     """
 
-    def __init__(self, networks: TritonNetworks, model: ModelConfig, config: DetectorConfig) -> None:
+    def __init__(self, networks: FrameNetworks, model: ModelConfig, config: DetectorConfig) -> None:
         """Make ready for any clouds.
 
         Args:
@@ -82,8 +73,8 @@ class FusedFrames:
             EngineError: A frame cannot be compiled, captured or run here, or not with these options.
         """
         self.model, self.networks = model, networks
-        self.device = next(networks.encoder.parameters()).device
-        self.decoder = CloudDecoder(self.device, len(model.features))
+        self.device = networks.device
+        self.decoder = networks.decoder()
         self._frames: dict[tuple[int, int], _Frame] = {}
         self._under_way: deque[Callable[[], FrameResult]] = deque()
         self.pool: Any = None
@@ -93,12 +84,13 @@ class FusedFrames:
         try:
             self.configure(config)
         except ConfigError as error:
-            raise EngineError(f"backend triton: {error}; use torch or tensorrt") from error
+            raise EngineError(f"backend {networks.name}: {error}; {networks.otherwise}") from error
         if self.pool is not None:
             try:
                 self([torch.zeros(1, len(model.features))], [np.eye(4)])
             except Exception as error:  # of CUDA, Triton or its compilers, which have no type in common
-                raise EngineError(f"a frame in Triton's kernels fails here; use torch or tensorrt: {error}") from error
+                text = f"a whole frame of backend {networks.name} fails here; {networks.otherwise}: {error}"
+                raise EngineError(text) from error
 
     def configure(self, config: DetectorConfig) -> None:
         """Take other run-time options; kernels are captured anew.
@@ -106,15 +98,11 @@ class FusedFrames:
         Raises:
             ConfigError: The kernels do not take them; the old ones stay.
         """
-        self._suppressor = Suppressor(self.model, config.postprocess, self.device)
+        self.box_finder = self.networks.box_finder(config.postprocess)
         self._config = config
         while self._under_way:
             self._under_way.popleft()()
         self._frames.clear()
-        self._finder: PeakFinder | None = None
-        if isinstance(self.model.head, CenterHeadConfig):
-            sizes = [len(group) for group in class_groups(self.model)]
-            self._finder = PeakFinder(sizes, config.postprocess.max_candidates, self.device)
 
     @property
     def finds_ground(self) -> bool:
@@ -179,44 +167,20 @@ class FusedFrames:
         self._under_way.append(end)
         return end
 
-    def _peaks(self, maps: PeakMaps) -> tuple[Peaks, Tensor]:
-        assert self._finder is not None
-        assert self.networks.peak_head is not None
-        peaks = self._finder(maps.logits, least_logit(self._config.postprocess.score_threshold))
-        return peaks, self.networks.peak_head.at_peaks(maps.shared, peaks.index)
-
-    def _suppress_peaks(self, peaks: Peaks, values: Tensor) -> Tensor:
-        assert self.networks.peak_head is not None
-        return self._suppressor.from_peaks(peaks, values, self.networks.peak_head.columns)
-
-    def _decode(self, maps: ProposalMaps, clouds: int) -> list[DeviceBoxes]:
-        return [decode(maps, self.model, self._config.postprocess, cloud) for cloud in range(clouds)]
-
     def detect(
-        self,
-        stage: RunStage,
-        *,
-        voxelizer: Voxelizer,
-        encoder: FusedEncoder,
-        partition: FusedPartition,
-        inputs: FrameInputs,
-        ground: GroundFinder | None,
+        self, stage: RunStage, *, first: FirstStages, inputs: FrameInputs, find_ground: GroundFinder | None
     ) -> Tensor:
         """The stages of a frame; what `_pack` makes of its results."""
-        config = self._config
-        if ground is not None:
-            stage("ground", ground, inputs.points, inputs.ends, inputs.seeks_ground, inputs.poses, config.preprocess)
-        voxels = stage("voxelize", voxelizer, inputs.points, inputs.ends, inputs.poses, config.preprocess)
-        features = stage("encode", encoder, voxels)
-        stages = stage("partition", partition, voxels.grid)
+        config = self._config.preprocess
+        if find_ground is not None:
+            stage("ground", find_ground, inputs.points, inputs.ends, inputs.seeks_ground, inputs.poses, config)
+        voxels = stage("voxelize", first.voxelize, inputs.points, inputs.ends, inputs.poses, config)
+        features = stage("encode", first.encode, voxels)
+        stages = stage("partition", first.partition, voxels.grid)
         features = stage("sparse", self.networks.backbone_3d, features, stages)
-        maps: Maps = stage("dense", self.networks.dense_network, features, stages[-1].grid)
-        if isinstance(maps, PeakMaps):
-            peaks, values = stage("decode", self._peaks, maps)
-            rows = stage("nms", self._suppress_peaks, peaks, values)
-        else:
-            found = stage("decode", self._decode, maps, inputs.clouds)
-            rows = stage("nms", self._suppressor.from_boxes, found)
+        maps = stage("dense", self.networks.dense_network, features, stages[-1].grid)
+        found = stage("decode", self.box_finder.find, maps)
+        rows = stage("nms", self.box_finder.suppress, found, inputs.clouds)
         return stage("pack", _pack, rows, voxels, inputs.poses)
 
 
@@ -227,16 +191,14 @@ class _Frame:
         model, device = frames.model, frames.device
         room = frames.room_for_voxels(points, clouds)
         self._inputs = FrameInputs(points, clouds, len(model.features), device, frames.decoder)
-        ground = GroundFinder(model, device, points, clouds) if frames.finds_ground else None
+        networks = frames.networks
         self._detect = partial(
             frames.detect,
-            voxelizer=Voxelizer(model, device, points, room, clouds),
-            encoder=FusedEncoder(frames.networks.encoder, model, room),
-            partition=FusedPartition(model, device, room, clouds),
+            first=networks.first_stages(points, room, clouds),
             inputs=self._inputs,
-            ground=ground,
+            find_ground=networks.ground_finder(points, clouds) if frames.finds_ground else None,
         )
-        self._columns = model.box_size + EXTRA_COLUMNS
+        self._box_finder = frames.box_finder
         self._graph: FrameGraph | None = None
         if frames.pool is not None:
             self._graph = FrameGraph(self._detect, frames.pool)
@@ -284,7 +246,8 @@ class _Frame:
         count = len(poses)
         last_voxel, height = values[-2 * count :].reshape(2, count)
         num_points, num_voxels, num_dropped = map(int, values[-2 * count - COUNTS :][:COUNTS])
-        rows = values[: -2 * count - COUNTS].reshape(count, -1, self._columns).copy()
+        rows = values[: -2 * count - COUNTS].reshape(count, -1, self._box_finder.columns)
+        rows = self._box_finder.settle(rows)
         # Without voxels, the dense network sees objects in its own biases.
         rows[last_voxel < 0, :, -1] = 0
         for number, seeks in enumerate(seeks_ground):
@@ -293,7 +256,7 @@ class _Frame:
         return FrameResult(rows, poses, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
 
 
-def _pack(rows: Tensor, voxels: FusedVoxels, poses: Tensor) -> Tensor:
+def _pack(rows: Tensor, voxels: FusedVoxels | SortedVoxels, poses: Tensor) -> Tensor:
     """The rows, `COUNTS` counts, then of each cloud the last voxel and the height of its pose, in one tensor.
 
     float32 holds whole numbers up to 2**24.

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dsvt_ros.structures import ProposalMaps
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -110,3 +112,20 @@ class FusedStage:
     cells: tuple[Tensor, Tensor]
     sets: tuple[ShiftSets | None, ShiftSets | None]
     pooled: Tensor | None
+
+
+@dataclass(frozen=True)
+class PeakMaps:
+    """What is computed of CenterHead in every cell.
+
+    Attributes:
+        logits: (B, classes, H, W) float16 heatmaps.
+        shared: (B, D, H, W) float16, what the other branches start from.
+    """
+
+    logits: Tensor
+    shared: Tensor
+
+
+Maps = PeakMaps | ProposalMaps
+"""What the dense network gives: of CenterHead or of TransFusionHead."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from dsvt_ros.config import CenterHeadConfig, ModelConfig, PostprocessConfig
 from dsvt_ros.errors import ConfigError
 from dsvt_ros.fused.peaks import Peaks
-from dsvt_ros.postprocess import class_groups
+from dsvt_ros.postprocess import class_groups, turn_rad
 from dsvt_ros.structures import Boxes3D, DeviceBoxes
 
 MAX_CANDIDATES = 1024
@@ -40,7 +39,6 @@ class Suppressor:
         Raises:
             ConfigError: More candidates than `MAX_CANDIDATES`.
         """
-        released = config.nms_geometry == "dsvt_release" and isinstance(model.head, CenterHeadConfig)
         candidates = config.max_candidates if isinstance(model.head, CenterHeadConfig) else model.head.num_proposals
         if candidates > MAX_CANDIDATES:
             raise ConfigError(f"at most {MAX_CANDIDATES} candidates a group can be suppressed here, not {candidates}")
@@ -50,7 +48,7 @@ class Suppressor:
         cell = torch.tensor(model.voxel_size[:2]) * model.output_stride
         limits = config.center_range or (0.0,) * 6
         self._model, self._config = model, config
-        self._turn = math.pi / 2 if released else 0.0  # see `postprocess.suppress`
+        self._turn = turn_rad(model, config)
         self._first_class = torch.tensor(first, dtype=torch.int32, device=device)
         self._labels = torch.tensor([label for group in groups for label in group], dtype=torch.int32, device=device)
         self._weights = _per_class(config.iou_rectifier or (0.0,), model).to(device)

@@ -15,9 +15,11 @@ from rich.console import Console
 from torch import Tensor
 
 from dsvt_ros.backends import Networks
+from dsvt_ros.backends.frames import FrameNetworks
 from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session, require_onnxruntime
 from dsvt_ros.backends.tensorrt.load import Source, load_networks, require_gpu
 from dsvt_ros.backends.torch import TorchNetworks
+from dsvt_ros.backends.torch_frames import TorchFrameNetworks, require_half_precision
 from dsvt_ros.backends.triton import TritonNetworks, require_triton
 from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.comparison import BoxDifference, boxes_from_maps, common_proposals, map_differences, settled_as
@@ -73,8 +75,8 @@ def main(argv: list[str]) -> int:
     for backend, networks in _backends(options.backends, manifest, source, console):
         limits = limits_from(options, networks.precision)
         result = Result(backend, networks.precision, limits, {}, BoxDifference())
-        # Boxes of kernels come from whole frames, which share only the networks with what gives the tensors.
-        frames = Detector(network, config, device, networks) if isinstance(networks, TritonNetworks) else None
+        # Boxes of some backends come from whole frames, which share only the networks with what gives the tensors.
+        frames = Detector(network, config, device, networks) if isinstance(networks, FrameNetworks) else None
         # The reference drops the same voxels where the other one has no room for all.
         room = networks.max_voxels if frames is None else room_for_voxels(folder.model, config.engine)
         expected, found = Recorder(TorchNetworks(network), room), Recorder(networks, room)
@@ -106,6 +108,7 @@ COMPARED: dict[str, Callable[[torch.device], object]] = {
     "onnxruntime": require_onnxruntime,
     "tensorrt": require_gpu,
     "triton": require_triton,
+    "torch": require_half_precision,
 }
 
 
@@ -182,6 +185,8 @@ def _backends(
             yield _onnxruntime(manifest, source)
         elif name == "triton":
             yield name, TritonNetworks(source.network)  # of the folder's weights; in fp16 whatever the precision
+        elif name == "torch":
+            yield name, TorchFrameNetworks(source.network)  # likewise
         else:
             with terminal_progress(console) as progress:
                 networks, _ = load_networks(source, progress)

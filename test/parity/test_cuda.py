@@ -16,7 +16,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def detectors(waymo_checkpoint):
-    overrides = {"preprocess.scale_features": False}
+    overrides = {"preprocess.scale_features": False, "engine.precision": "fp32"}
     return [
         Detector.load("waymo_pillar", waymo_checkpoint, backend="torch", device=device, overrides=overrides)
         for device in ("cpu", "cuda")

@@ -55,7 +55,7 @@ def recorded(detector):
 
 @pytest.mark.parametrize(("precision", "atol"), [("fp16", 0.05), ("fp32", 1e-3)])
 def test_same_tensors_and_boxes(model, options, precision, atol):
-    reference = load(model, options, "torch")
+    reference = load(model, options, "torch", **{"engine.precision": "fp32"})
     detector = load(model, options, "tensorrt", **{"engine.precision": precision})
     assert (detector.backend, detector.precision) == ("tensorrt", precision)
     expected, found = recorded(reference), recorded(detector)

@@ -13,8 +13,9 @@ from fused_fixtures import ALL_KERNELS, DEVICE, interpreted, needs_triton
 from tiny import TINY_CONFIGS, randomize, tiny_network, tiny_points, write_tiny_model
 
 from dsvt_ros import Detector
+from dsvt_ros.backends.frames import fused_stages
 from dsvt_ros.backends.torch import TorchNetworks
-from dsvt_ros.backends.triton import TritonNetworks, fused_stages
+from dsvt_ros.backends.triton import TritonNetworks
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.comparison import common_proposals
 from dsvt_ros.errors import EngineError

@@ -9,7 +9,7 @@ import torch
 from fused_fixtures import DEVICE, interpreted, needs_triton
 from tiny import randomize, tiny_config, tiny_network
 
-from dsvt_ros.backends.triton import fused_stages
+from dsvt_ros.backends.frames import fused_stages
 from dsvt_ros.config import EncoderConfig, StageConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused.bev import ROWS, descriptor

@@ -414,7 +414,7 @@ def test_nothing_is_shown_when_nothing_takes_long(terminal):
 def test_other_commands_show_what_takes_long(source, capsys, tmp_path, monkeypatch):
     from dsvt_ros.backends import choice
 
-    def slow(backend, network, folder, weights, device, config, progress):
+    def slow(backend, network, folder, weights, device, config, progress, **_options):
         progress("building an engine", None)
         return choice.TorchNetworks(network), "asked for"
 
