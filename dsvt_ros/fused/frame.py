@@ -78,9 +78,6 @@ class FusedFrames:
         self._frames: dict[tuple[int, int], _Frame] = {}
         self._under_way: deque[Callable[[], FrameResult]] = deque()
         self.pool: Any = None
-        if self.device.type == "cuda":
-            with on_device(self.device):
-                self.pool = torch.cuda.graph_pool_handle()
         try:
             self.configure(config)
         except ConfigError as error:
@@ -103,6 +100,11 @@ class FusedFrames:
         while self._under_way:
             self._under_way.popleft()()
         self._frames.clear()
+        if self.device.type == "cuda":
+            # Another pool each time: into one whose graphs are all gone, none can be captured any more.
+            with on_device(self.device):
+                torch.cuda.empty_cache()
+                self.pool = torch.cuda.graph_pool_handle()
 
     @property
     def finds_ground(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_two_clouds_in_a_frame(name):
     for rows, cloud in zip(both, clouds, strict=True):
         own, _ = boxes_by_stages(networks, network, config, cloud)
         alone = frames([cloud], [np.eye(4)])
-        together = type(alone)(rows[None], 0, 0, 0)
+        together = dataclasses.replace(alone, rows=rows[None])
         parts = (boxes_of(result, frames, config, own) for result in (together, alone))
         difference.add(*parts, limits.center_m, limits.score)
     assert difference.expected > LEAST
