@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.export.networks import to_half
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, num_warps
+from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, is_hopper, num_warps
 from dsvt_ros.fused.structures import FusedStage
 from dsvt_ros.model.set_attention import SetAttentionBackbone, SetAttentionEncoder
 from dsvt_ros.structures import Pooling
@@ -25,10 +25,8 @@ HEADS_OF_PROGRAM = 2
 MAX_SLOTS = 128
 MAX_HEAD_WIDTH = 64
 ROWS_OF_WARP = 16
-HOPPER = 9
-"""Compute capability of the GPUs,"""
 HOPPER_CHANNELS = (192, 384)
-"""and channels of features and feed-forward network, for which there is a kernel of its own."""
+"""Of features and feed-forward network, for which there is a kernel of its own on Hopper GPUs."""
 LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0))
 """GPUs whose programs may use 160 KiB and more: room for three stages; others have 100 KiB."""
 
@@ -150,8 +148,7 @@ class HopperLayers:
     @staticmethod
     def take(config: Backbone3dConfig, device: torch.device) -> bool:
         """Whether the kernel takes this model on this device."""
-        hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
-        return hopper and (config.channels, config.ffn_channels) == HOPPER_CHANNELS
+        return is_hopper(device) and (config.channels, config.ffn_channels) == HOPPER_CHANNELS
 
     def __call__(
         self,
