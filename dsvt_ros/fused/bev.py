@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ GATHER_ROWS = 16
 INDEX_BLOCK = 32
 WARPGROUPS_FROM = 9
 """Compute capability of GPUs that keep sums of products in fewer registers."""
+HOPPER = 9
+"""Compute capability of GPUs that have kernels of their own."""
+HOPPER_CHANNELS = 128
+"""Of maps whose convolutions leave out what is far from all voxels, on such a GPU."""
+LIST_BLOCK = 2048
 MAX_ELEMENTS = 2**31 - 1
 """Of a map: kernels count in 32 bits."""
 
@@ -51,7 +57,7 @@ class BevRows:
 
 def room_for(channels: int) -> int:
     """Channels in memory: blocks are powers of two, and tensor cores take 16."""
-    return max(16, 1 << (channels - 1).bit_length()) if channels <= MAX_CHUNK else -(-channels // 64) * 64
+    return max(16, _power_of_two(channels)) if channels <= MAX_CHUNK else -(-channels // 64) * 64
 
 
 class FusedConvolution:
@@ -186,6 +192,11 @@ class FirstBlock:
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
         """(V, D) features to (rows, channels)."""
+        x, products = self.gather(features, grid)
+        return self.second(x, products=products)
+
+    def gather(self, features: Tensor, grid: Grid) -> tuple[BevRows, tuple[Tensor, Tensor]]:
+        """The first convolution, and the shortcut as `products` for the second."""
         from dsvt_ros.kernels import convolution as kernels
 
         width, height, _ = grid.size
@@ -204,8 +215,88 @@ class FirstBlock:
             products, voxel_at, self.bias, output, center, height_out, width_out, height, width, num_rows, num_rows_in,
             PRODUCT_STRIDE=products.stride(0), STRIDE=self.stride, ROWS=GATHER_ROWS, COLUMNS=self.channels, num_warps=2,
         )  # fmt: skip
-        shortcut = products[:, 9 * self.channels :]
-        return self.second(BevRows(output, height_out, width_out), products=(shortcut, center))
+        return BevRows(output, height_out, width_out), (products[:, 9 * self.channels :], center)
+
+
+class HopperStage:
+    """A first stage of stride 1 whose convolutions leave out what is far from all voxels, on Hopper GPUs.
+
+    Of an empty map, all cells far from its border have the same value after each convolution. So have those of other
+    maps that are far from all voxels, too.
+    """
+
+    def __init__(self, blocks: list[Any]) -> None:
+        """Take over weights of a `FirstBlock` and what follows it."""
+        from dsvt_ros.kernels import hopper_convolution as kernels
+
+        self._first: FirstBlock = blocks[0]
+        self._convolutions = [self._first.second]
+        for block in blocks[1:]:
+            self._convolutions += [block.first, block.second]
+        self._weights = [kernels.weight_rows(conv.matrix) for conv in self._convolutions]
+        # The first convolution before these has brought voxels to their neighbours.
+        self._reach = 1 + len(self._convolutions)
+        device = self._first.matrix.device
+        self._programs = torch.cuda.get_device_properties(device).multi_processor_count
+        self._constants = self._weights[0].new_zeros(len(self._convolutions), HOPPER_CHANNELS)
+        self._constants = self._find_constants(device)
+
+    @staticmethod
+    def take(blocks: list[Any]) -> bool:
+        """Whether the kernel takes these blocks on their device."""
+        first, *others = blocks
+        sizes = (first.stride, first.channels) == (1, HOPPER_CHANNELS)
+        # Blocks without a shortcut keep channels and stride.
+        return is_hopper(first.matrix.device) and sizes and all(block.shortcut is None for block in others)
+
+    def __call__(self, features: Tensor, grid: Grid) -> BevRows:
+        """(V, D) features to (rows, 128)."""
+        x, products = self._first.gather(features, grid)
+        check_size(x.rows)
+        return self._convolve(x, products, self._list(x, products[1]))[-1]
+
+    def _find_constants(self, device: torch.device) -> Tensor:
+        """(convolutions, 128): values far from everything, by the kernel that computes others."""
+        size = 2 * self._reach + 1
+        grid = Grid(
+            (size, size, 1),
+            torch.full((size * size,), -1, dtype=torch.int32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+        )
+        features = self._first.matrix.new_zeros(1, self._first.matrix.shape[0])
+        x, products = self._first.gather(features, grid)
+        maps = self._convolve(x, products, every_tile(tiles_of(x), len(self._weights), device))
+        return torch.stack([each.image()[0, :, self._reach, self._reach] for each in maps])
+
+    def _list(self, x: BevRows, voxel_at: Tensor) -> Tensor:
+        return list_tiles(x, voxel_at, first_radius=2, reach=self._reach)
+
+    def _convolve(self, x: BevRows, products: tuple[Tensor, Tensor], lists: Tensor) -> list[BevRows]:
+        """The map after each convolution, given for each a list of tiles."""
+        maps: list[BevRows] = []
+        for number, tiles in enumerate(lists):
+            # Each block ends with the sum of its input, or of the shortcut, and its second convolution.
+            beside = maps[number - 2] if number >= 2 and number % 2 == 0 else None
+            x = self._launch(number, x, tiles, beside, products if number == 0 else None)
+            maps.append(x)
+        return maps
+
+    def _launch(
+        self, number: int, x: BevRows, tiles: Tensor, beside: BevRows | None, products: tuple[Tensor, Tensor] | None
+    ) -> BevRows:
+        from dsvt_ros.kernels import hopper_convolution as kernels
+
+        output = torch.empty_like(x.rows)
+        features, voxel_at = products or (x.rows, tiles)
+        kernels.convolve_tiles[(self._programs,)](
+            kernels.map_descriptor(x.rows, x.width), kernels.weight_descriptor(self._weights[number]),
+            self._convolutions[number].bias, kernels.map_descriptor((beside or x).rows, x.width), features, voxel_at,
+            output, tiles, self._constants[number], x.height, x.width, math.prod(tiles_of(x)),
+            PRODUCT_STRIDE=features.stride(0), RESIDUAL=2 if products else 1 if beside else 0,
+            num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
+        )  # fmt: skip
+        return BevRows(output, x.height, x.width)
 
 
 class Upsampling:
@@ -263,6 +354,8 @@ class FusedBevBackbone:
             for block in stage:
                 assert isinstance(block, ResidualBlock)
                 blocks.append(FirstBlock(block) if number == 0 and not blocks else _Block(block))
+            if number == 0 and HopperStage.take(blocks):
+                blocks = [HopperStage(blocks)]
             self._stages.append(blocks)
             resample = deblock[0]
             if isinstance(resample, nn.ConvTranspose2d):
@@ -329,13 +422,13 @@ class FusedHeatmaps:
 
 class _Block:
     def __init__(self, block: ResidualBlock) -> None:
-        self._first, self._second = FusedConvolution(block.conv1), FusedConvolution(block.conv2)
+        self.first, self.second = FusedConvolution(block.conv1), FusedConvolution(block.conv2)
         shortcut = block.downsample_layer
-        self._shortcut = FusedConvolution(shortcut[0]) if isinstance(shortcut, nn.Sequential) else None  # type: ignore[arg-type]
+        self.shortcut = FusedConvolution(shortcut[0]) if isinstance(shortcut, nn.Sequential) else None  # type: ignore[arg-type]
 
     def __call__(self, x: BevRows) -> BevRows:
-        beside = x if self._shortcut is None else self._shortcut(x, relu=False)
-        return self._second(self._first(x), residual=beside)
+        beside = x if self.shortcut is None else self.shortcut(x, relu=False)
+        return self.second(self.first(x), residual=beside)
 
 
 @contextmanager
@@ -363,6 +456,54 @@ def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
     return output
 
 
+def tiles_of(x: BevRows) -> tuple[int, int, int]:
+    """Tiles of a map along x and y, with the cells around it; and maps."""
+    from dsvt_ros.kernels.convolution import TALL, WIDE
+
+    across, down = -(-(x.width + 1) // WIDE.value), -(-(x.height + 1) // TALL.value)
+    return across, down, x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
+
+
+def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -> Tensor:
+    """For each radius from the first to `reach` the tiles of maps like `x` within it; see the kernel `list_tiles`.
+
+    Args:
+        x: A map.
+        voxel_at: (rows,) int32, the voxel in each of its cells, -1 for none.
+        first_radius: In cells, like all others.
+        reach: The last radius.
+    """
+    from dsvt_ros.kernels import convolution as kernels
+
+    grid = tiles_of(x)
+    count, radii = math.prod(grid), reach + 1 - first_radius
+    room = [_power_of_two(extent.value + 2 * reach) for extent in (kernels.TALL, kernels.WIDE)]
+    distance = voxel_at.new_empty(count)
+    kernels.measure_tiles[grid](
+        voxel_at, distance, x.height, x.width, REACH=reach, ROOM_TALL=room[0], ROOM_WIDE=room[1], num_warps=1
+    )
+    # Each list begins at a multiple of 16 bytes.
+    listed = voxel_at.new_empty(radii, 4 + -(-count // 4) * 4)
+    kernels.list_tiles[(radii,)](
+        distance, listed, listed.stride(0), NUM_TILES=count, FIRST_RADIUS=first_radius, BLOCK=LIST_BLOCK, num_warps=8
+    )
+    return listed
+
+
+def every_tile(grid: tuple[int, int, int], lists: int, device: torch.device) -> Tensor:
+    """So many lists, as from `list_tiles`, of all tiles."""
+    count = math.prod(grid)
+    listed = torch.zeros(lists, 4 + -(-count // 4) * 4, dtype=torch.int32, device=device)
+    listed[:, 0] = count
+    listed[:, 4 : 4 + count] = torch.arange(count, device=device)
+    return listed
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device is a Hopper GPU."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
 def num_warps(device: torch.device) -> int:
     """Warps for blocks of ROWS by MAX_COLUMNS sums."""
     older = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < WARPGROUPS_FROM
@@ -381,11 +522,16 @@ def descriptor(matrix: Tensor, rows: int, columns: int) -> Any:
     """A matrix that kernels read and write in blocks of rows by columns."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
+    check_size(matrix)
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
+def check_size(matrix: Tensor) -> None:
+    """`EngineError` if a matrix of a row a cell has more elements than the kernels can number."""
     if matrix.shape[0] * matrix.stride(0) > MAX_ELEMENTS:
         raise EngineError(
             f"a map of {matrix.shape[0]} cells is more than the kernels can number; use torch or tensorrt"
         )
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
 
 def half(values: Tensor) -> Tensor:
@@ -402,3 +548,8 @@ def _resampled(x: BevRows, resample: FusedConvolution | Upsampling) -> tuple[int
     if isinstance(resample, Upsampling):
         return x.height * resample.stride, x.width * resample.stride
     return x.height // resample.stride, x.width // resample.stride
+
+
+def _power_of_two(count: int) -> int:
+    """The first that is not less."""
+    return 1 << (count - 1).bit_length()

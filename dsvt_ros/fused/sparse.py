@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, num_warps
+from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, is_hopper, num_warps
 from dsvt_ros.fused.pooling import FusedPooling
 from dsvt_ros.fused.structures import FusedStage, ShiftSets
 from dsvt_ros.model.set_attention import AttentionPooling, SetAttentionBackbone, SetAttentionEncoder
@@ -32,10 +32,8 @@ SMALL_SLOTS = 48
 SMALL_REGISTERS = 96
 """registers: with no more, as many programs run at once as are fastest (measured on an H100)."""
 ROWS_OF_WARP = 16
-HOPPER = 9
-"""Compute capability of the GPUs,"""
 HOPPER_CHANNELS = (192, 384)
-"""and channels of features and feed-forward network, for which there is a kernel of its own."""
+"""Of features and feed-forward network, for which there is a kernel of its own on Hopper GPUs."""
 LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0))
 """GPUs whose programs may use 160 KiB and more: room for three stages; others have 100 KiB."""
 
@@ -170,8 +168,7 @@ class HopperLayers:
     @staticmethod
     def take(config: Backbone3dConfig, device: torch.device) -> bool:
         """Whether the kernel takes this model on this device."""
-        hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
-        return hopper and (config.channels, config.ffn_channels) == HOPPER_CHANNELS
+        return is_hopper(device) and (config.channels, config.ffn_channels) == HOPPER_CHANNELS
 
     def __call__(
         self,
