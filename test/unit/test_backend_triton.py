@@ -142,7 +142,11 @@ def test_auto_goes_on_without_frames_that_fail(tmp_path, monkeypatch, caplog):
     def fail(*_args):
         raise EngineError("a frame in Triton's kernels fails here")
 
-    monkeypatch.setattr("dsvt_ros.backends.choice._choose", lambda *_args: ("triton", "chosen by auto"))
+    def choose(*arguments):
+        failed = arguments[-1]
+        return ("torch", f"chosen by auto: {failed['triton']}; torch") if failed else ("triton", "chosen by auto")
+
+    monkeypatch.setattr("dsvt_ros.backends.choice._choose", choose)
     monkeypatch.setattr("dsvt_ros.detector.FusedFrames", fail)
     folder = write_small_model(tmp_path / "model")
     detector = Detector.load(folder, device=str(DEVICE))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fakes.machine import VOXELS, engine_of
 
+from dsvt_ros.backends import choice
 from dsvt_ros.backends.choice import open_networks
 from dsvt_ros.backends.tensorrt import load
 from dsvt_ros.config import EngineConfig, ProfileConfig
@@ -65,6 +66,28 @@ def test_without_engines(auto, tiny_model):
     backend, reason = auto()
     assert backend == "torch"
     assert f"has no engines for this model and GPU yet; they take minutes to build: dsvt build {tiny_model}" in reason
+
+
+@pytest.mark.parametrize(
+    ("options", "failed", "expected"),
+    [
+        ({}, {}, "torch"),
+        ({}, {"torch": "no room"}, "tensorrt"),
+        ({"precision": "fp32"}, {}, "tensorrt"),
+        ({"sparse_path": "sparse.engine", "dense_path": "dense.engine"}, {}, "tensorrt"),
+        ({"sparse_path": "sparse.engine"}, {}, "torch"),
+    ],
+    ids=["whole frames in torch", "that fail", "in single precision", "engines by path", "one engine by path"],
+)
+def test_engines_and_frames_in_torch(monkeypatch, tiny_model, options, failed, expected):
+    """Where Triton is not, and all engines are."""
+    monkeypatch.setattr(load, "engines_ready", lambda _source: True)
+    folder = open_model(tiny_model)
+    failed = {"triton": "no Triton here", **failed}
+    arguments = (DSVT(folder.model), folder, folder.weights, torch.device("cuda"), EngineConfig(**options))
+    backend, reason = choice._choose(*arguments, failed)
+    assert backend == expected
+    assert reason.startswith("chosen by auto: ")
 
 
 def test_with_engines(auto, built):
