@@ -35,7 +35,7 @@ from dsvt_ros.tools.benchmark_clouds import (
     point_counts,
     resized,
 )
-from dsvt_ros.tools.benchmark_picture import draw_stages
+from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import REFERENCES, load_reference
@@ -153,6 +153,11 @@ def _check(options: argparse.Namespace, backends: list[str]) -> None:
         raise ConfigError(f"--runs must be at least 1, got {options.runs}")
     if options.ros is not None and (options.ros < 1 or not options.rate > 0):
         raise ConfigError(f"--ros and --rate must be positive, got {options.ros} and {options.rate:g}")
+    for name, path in (("--output", options.output), ("--picture", options.picture)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
+    if options.picture:
+        check_picture(options.picture)
 
 
 def _load(options: argparse.Namespace, backend: str, console: Console) -> Detector:
