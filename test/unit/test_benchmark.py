@@ -92,6 +92,9 @@ def test_backends_and_sizes(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "totals by size" in printed
     content = json.loads(output.read_text())
+    cells = [cell.strip() for cell in next(line for line in printed.splitlines() if "voxelize" in line).split("│")]
+    quantiles = [result["stage_quantiles_ms"]["voxelize"] for result in content["results"]]
+    assert cells[1:-1] == ["voxelize", *(f"{found['p50']:.2f} ({found['p95']:.2f})" for found in quantiles)]
     assert [result["backend"] for result in content["results"]] == ["torch", "reference"]
     assert "device_ms" not in content["results"][0]  # a matter of GPUs
     rows = [(row["backend"], row["precision"], row["num_points"]) for row in content["scaling"]]
