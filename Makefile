@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Test files are dealt out to processes in the order of their names: those of test/parity, which take long, come first.
+ON_ALL_CORES := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # A Python that runs on ROS wheels marks its children; those of another environment must not see the mark.
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
@@ -20,7 +23,8 @@ demo: venv  ## Detect objects in a simulated drive, through ROS where it exists:
 	@$(BIN)/dsvt demo
 
 test: lint  ## Lint, check the types, run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not (ros or alone)" $(ON_ALL_CORES)
+	$(BIN)/python -m pytest -m "ros or alone"
 
 parity: venv  ## Show how far every stage is from the published modules
 	@PYTHONPATH=test $(BIN)/python test/reference.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +29,9 @@ from dsvt_ros.host_memory import keep_freed_memory
 from dsvt_ros.io.pointcloud2 import RawCloud
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
-from dsvt_ros.model.fold import fold_batch_norms
+from dsvt_ros.model.fold import folded_copy
 from dsvt_ros.model.folder import open_model
+from dsvt_ros.model.pillar_encoder import PillarEncoder
 from dsvt_ros.poses import axes_matrix, pose_matrix
 from dsvt_ros.postprocess import decode, no_boxes, suppress
 from dsvt_ros.preprocess import (
@@ -91,18 +91,20 @@ class Detector:
         self.backend, self.precision = self.networks.name, self.networks.precision
         self.backend_reason = backend_reason
         self._set_pose()
-        # Whole frames, in place of the stages below.
+        self._clock = StageClock(device)
+        # Whole frames, in place of `forward`.
         self._frames: FusedFrames | None = None
         if isinstance(self.networks, FrameNetworks):
             self._frames = FusedFrames(self.networks, self.model, config)
+        else:
+            self._make_stages(network.vfe)
 
-        self._clock = StageClock(device)
+    def _make_stages(self, encoder: PillarEncoder) -> None:
+        """The stages that `forward` goes through."""
         time = self._clock.time
         self._prepare = time("preprocess", self._to_model_frame)
         self._voxelize = time("voxelize", self._to_voxels)
-        encoder = copy.deepcopy(network.vfe)
-        fold_batch_norms(encoder)
-        self._encode = time("encode", encoder)
+        self._encode = time("encode", folded_copy(encoder))
         self._partition = time("partition", partition_sets)
         self._sparse = time("sparse", self.networks.sparse)
         self._scatter = time("scatter", partial(scatter_bev, channels_last=self.networks.channels_last))

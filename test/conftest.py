@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from dsvt_ros.host_threads import spin_briefly
 
 spin_briefly()
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, of which each has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -26,11 +27,21 @@ def interpreted(*kernels: str) -> Callable[[], Iterator[None]]:
         with pytest.MonkeyPatch.context() as patch:
             if DEVICE.type == "cpu":
                 patch.setenv("TRITON_INTERPRET", "1")
+                _spare_overflow_checks(patch)
                 _forget(kernels)
             yield
         _forget(kernels)
 
     return fixture
+
+
+def _spare_overflow_checks(patch: pytest.MonkeyPatch) -> None:
+    """The interpreter works out for every sum whether it overflows, and drops the answer: 40 % of its time."""
+    if importlib.util.find_spec("triton"):
+        from triton.runtime.interpreter import interpreter_builder
+
+        options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+        patch.setattr(interpreter_builder, "options", options)
 
 
 def _forget(kernels: tuple[str, ...]) -> None:

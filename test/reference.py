@@ -23,7 +23,7 @@ from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.postprocess import decode, suppress
 from dsvt_ros.set_partition import partition_sets
-from dsvt_ros.structures import CenterMaps, HeadMaps, ProposalMaps, SetPartition
+from dsvt_ros.structures import CenterMaps, DeviceBoxes, HeadMaps, ProposalMaps, SetPartition
 from dsvt_ros.voxelization import voxelize
 
 DATA = Path(__file__).parent / "data" / "reference"
@@ -80,10 +80,17 @@ def load_reference(name: str) -> Reference:
 
 @dataclass
 class Comparison:
-    """Largest absolute difference of everything that a reference knows, by name."""
+    """Largest absolute difference of everything that a reference knows, by name.
+
+    Attributes:
+        reference: The published model's outputs.
+        largest: The differences.
+        found: Our boxes by geometry of the suppression.
+    """
 
     reference: Reference
     largest: dict[str, float] = field(default_factory=dict)
+    found: dict[str, DeviceBoxes] = field(default_factory=dict)
 
     def add(self, name: str, found: Tensor, key: str) -> None:
         expected = self.reference.arrays[key]
@@ -186,8 +193,10 @@ def _compare_head(result: Comparison, maps: HeadMaps) -> None:
 def _compare_boxes(result: Comparison, maps: HeadMaps) -> None:
     arrays = result.reference.arrays
     folder = open_model(result.reference.name)
-    options = with_overrides(folder.defaults, {"postprocess.nms_geometry": "dsvt_release"}).postprocess
-    found = suppress(decode(maps, folder.model, options), folder.model, options)
+    for geometry in ("dsvt_release", "exact"):
+        options = with_overrides(folder.defaults, {"postprocess.nms_geometry": geometry}).postprocess
+        result.found[geometry] = suppress(decode(maps, folder.model, options), folder.model, options)
+    found = result.found["dsvt_release"]
     boxes, scores, labels = (values[found.keep].numpy() for values in (found.boxes, found.scores, found.labels))
     result.record("boxes: number", abs(len(boxes) - len(arrays["boxes"])))
     nearest, distance = match_boxes(boxes, labels, arrays)

@@ -62,11 +62,14 @@ def tiny_voxel_config() -> ModelConfig:
 
 
 def tiny_proposal_config() -> ModelConfig:
-    """TransFusionHead on a map of more columns than rows."""
+    """TransFusionHead on a map of more columns than rows, after a single block."""
+    small = tiny_config()
+    (stage,) = small.backbone_3d.stages
     return dataclasses.replace(
-        tiny_config(),
+        small,
         name="tiny_proposals",
         point_cloud_range=(-8.32, -5.12, -2.0, 8.32, 5.12, 4.0),
+        backbone_3d=dataclasses.replace(small.backbone_3d, stages=(dataclasses.replace(stage, num_blocks=1),)),
         backbone_2d=Backbone2dConfig(
             blocks=(1, 2), strides=(1, 2), channels=(8, 16), upsample_strides=(0.5, 1), upsample_channels=(8, 8)
         ),

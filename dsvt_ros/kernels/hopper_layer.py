@@ -28,6 +28,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from dsvt_ros.kernels.set_attention import DOWN_BIAS, LAYER_NORM_EPS, NORM, OUT_BIAS, gelu_slope
+
 # Extents of all blocks: voxels of a consumer, which are a warpgroup's rows, and channels of a swizzled line.
 ROWS = gl.constexpr(64)
 CHUNK = gl.constexpr(64)
@@ -50,11 +52,7 @@ MAX_REGISTERS = 168
 CONSUMER_REGISTERS = gl.constexpr(240)
 PRODUCER_REGISTERS = gl.constexpr(24)
 
-# Rows of `vectors`; see `set_attention`.
-OUT_BIAS = gl.constexpr(0)
-DOWN_BIAS = gl.constexpr(1)
-NORM = gl.constexpr(2)
-LAYER_NORM_EPS = gl.constexpr(1e-5)
+_gelu_slope = gluon.jit(gelu_slope.fn)  # the same source in the other language
 
 SUMS = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
 OPERAND = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2))
@@ -481,13 +479,7 @@ def _add_rows(x, rows, first, factor=1.0):
 @gluon.jit
 def _gelu(x):
     """`set_attention._gelu`, with the clamp to 0 and 1 as part of the last addition."""
-    u = gl.minimum(x * x, 16.0)
-    p = 2.25881986e-08 * u - 1.58882664e-06
-    p = p * u + 4.77638772e-05
-    p = p * u - 0.000812187386
-    p = p * u + 0.00876369061
-    p = p * u - 0.0645544115
-    p = p * u + 0.397870266
+    p = _gelu_slope(gl.minimum(x * x, 16.0))
     below = gl.inline_asm_elementwise(
         "fma.rn.sat.f32 $0, $1, $2, 0f3F000000;", "=f,f,f", [p, x], dtype=gl.float32, is_pure=True, pack=1
     )

@@ -250,11 +250,15 @@ def _gelu(x):
     beyond. An erf of the library would take longer than the layer's whole attention.
     """
     t = tl.minimum(tl.maximum(x, -4.0), 4.0)
-    u = t * t
+    return x * (gelu_slope(t * t) * t + 0.5)
+
+
+@triton.jit
+def gelu_slope(u):
+    """What the integral gains over 0.5, divided by x, as a polynomial of u = x * x <= 16."""
     p = 2.25881986e-08 * u - 1.58882664e-06
     p = p * u + 4.77638772e-05
     p = p * u - 0.000812187386
     p = p * u + 0.00876369061
     p = p * u - 0.0645544115
-    p = p * u + 0.397870266
-    return x * (p * t + 0.5)
+    return p * u + 0.397870266

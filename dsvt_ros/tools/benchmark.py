@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from dsvt_ros.backends import BACKENDS
 from dsvt_ros.backends.tensorrt.runner import TensorRtNetworks
@@ -36,7 +37,7 @@ from dsvt_ros.tools.benchmark_clouds import (
     point_counts,
     resized,
 )
-from dsvt_ros.tools.benchmark_picture import draw_stages
+from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import REFERENCES, load_reference
@@ -154,6 +155,11 @@ def _check(options: argparse.Namespace, backends: list[str]) -> None:
         raise ConfigError(f"--runs must be at least 1, got {options.runs}")
     if options.ros is not None and (options.ros < 1 or not options.rate > 0):
         raise ConfigError(f"--ros and --rate must be positive, got {options.ros} and {options.rate:g}")
+    for name, path in (("--output", options.output), ("--picture", options.picture)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
+    if options.picture:
+        check_picture(options.picture)
 
 
 def _load(options: argparse.Namespace, backend: str, console: Console) -> Detector:
@@ -342,12 +348,12 @@ def _conversion_ms(detector: Detector, runs: int) -> dict[str, Any]:
 
 
 def _print(console: Console, results: list[dict[str, Any]]) -> None:
-    table = Table(title="milliseconds, medians; total from points to boxes in host memory")
+    table = Table(title="milliseconds, p50 (p95) of stages; total from points to boxes in host memory")
     table.add_column("stage")
     for result in results:
         table.add_column(result["backend"], justify="right")
     for stage in dict.fromkeys(stage for result in results for stage in result["stage_ms"]):
-        table.add_row(stage, *(f"{result['stage_ms'].get(stage, 0):.2f}" for result in results))
+        table.add_row(stage, *(_median_and_tail(result["stage_quantiles_ms"].get(stage)) for result in results))
     if any("engine_ms" in result for result in results):
         for name in ("sparse", "dense"):
             row = (f"{result['engine_ms'][name]:.2f}" if "engine_ms" in result else "" for result in results)
@@ -367,6 +373,13 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def _median_and_tail(quantiles: dict[str, float] | None) -> Text:
+    """What a cell shows of a stage; nothing where the backend has no such stage."""
+    if quantiles is None:
+        return Text()
+    return Text.assemble(f"{quantiles['p50']:.2f}", (f" ({quantiles['p95']:.2f})", "dim"))
+
+
 def _print_scaling(console: Console, scaling: list[dict[str, Any]], sizes: list[int]) -> None:
     table = Table(title="milliseconds, totals by size of the clouds: p50 (p95)")
     table.add_column("points", justify="right")
@@ -375,7 +388,7 @@ def _print_scaling(console: Console, scaling: list[dict[str, Any]], sizes: list[
         table.add_column(entry["backend"], justify="right")
     for row, size in enumerate(sizes):
         entries = scaling[row :: len(sizes)]
-        times = (f"{entry['total_ms']['p50']:.2f} ({entry['total_ms']['p95']:.2f})" for entry in entries)
+        times = (_median_and_tail(entry["total_ms"]) for entry in entries)
         table.add_row(f"{size:,}", f"{np.median(entries[0]['num_voxels']):,.0f}", *times)
     console.print(table)
 

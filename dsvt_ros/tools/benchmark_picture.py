@@ -9,6 +9,7 @@ from dsvt_ros.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 STAGE_COLORS = {
     "preprocess": "#5f6f85",
@@ -31,6 +32,17 @@ NARROWEST_LABEL = 0.035
 """Share of the axis that a stage must fill for its time to be written into it."""
 
 
+def check_picture(path: Path) -> None:
+    """Whether `draw_stages` can draw into a file of this name, before there is anything to draw.
+
+    Raises:
+        DataError: Matplotlib is not installed, or writes no such files.
+    """
+    written = _canvas_type().get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in written:
+        raise DataError(f"cannot write the picture {path}: expected a name that ends in .{', .'.join(sorted(written))}")
+
+
 def draw_stages(content: dict[str, Any], path: Path) -> None:
     """Draw the result of ``dsvt benchmark``: a bar of stages for each backend, and the total beside it.
 
@@ -41,16 +53,12 @@ def draw_stages(content: dict[str, Any], path: Path) -> None:
     Raises:
         DataError: Matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataError(
-            f"pictures need Matplotlib ({error}); install it with: pip install matplotlib (extra plot of dsvt_ros)"
-        ) from None
+    canvas = _canvas_type()
+    from matplotlib.figure import Figure
+
     results = content["results"]
     figure = Figure(figsize=(11, 1.9 + 0.72 * len(results)), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
+    canvas(figure)
     axes = figure.add_subplot()
     longest = max(max(sum(result["stage_ms"].values()), result["total_ms"]["p50"]) for result in results)
     for row, result in enumerate(results):
@@ -70,6 +78,16 @@ def draw_stages(content: dict[str, Any], path: Path) -> None:
         figure.savefig(path, bbox_inches="tight", pad_inches=0.2)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot write the picture {path}: {error}") from None
+
+
+def _canvas_type() -> type[FigureCanvasAgg]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise DataError(
+            f"pictures need Matplotlib ({error}); install it with: pip install matplotlib (extra plot of dsvt_ros)"
+        ) from None
+    return FigureCanvasAgg
 
 
 def _draw_bar(axes: Axes, row: int, result: dict[str, Any], longest: float) -> None:

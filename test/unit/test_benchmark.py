@@ -20,7 +20,7 @@ from dsvt_ros.tools.benchmark_clouds import (
     resized,
     simulated_scan,
 )
-from dsvt_ros.tools.benchmark_picture import draw_stages
+from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages
 
 
 def test_simulated_turn_is_like_a_real_one(monkeypatch):
@@ -92,6 +92,9 @@ def test_backends_and_sizes(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "totals by size" in printed
     content = json.loads(output.read_text())
+    cells = [cell.strip() for cell in next(line for line in printed.splitlines() if "voxelize" in line).split("│")]
+    quantiles = [result["stage_quantiles_ms"]["voxelize"] for result in content["results"]]
+    assert cells[1:-1] == ["voxelize", *(f"{found['p50']:.2f} ({found['p95']:.2f})" for found in quantiles)]
     assert [result["backend"] for result in content["results"]] == ["torch", "reference"]
     assert "device_ms" not in content["results"][0]  # a matter of GPUs
     rows = [(row["backend"], row["precision"], row["num_points"]) for row in content["scaling"]]
@@ -112,9 +115,14 @@ def test_backends_and_sizes(capsys, tmp_path):
         (["--backends", "reference", "--ros", "3"], "the node has no backend reference"),
         (["--points", "many"], "--points: expected a positive number"),
         (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
+        (["--output", "nowhere/result.json"], "--output nowhere/result.json: there is no folder nowhere"),
+        (["--picture", "nowhere/stages.png"], "--picture nowhere/stages.png: there is no folder nowhere"),
+        (["--picture", "stages.txt"], "cannot write the picture stages.txt: expected a name that ends in .eps, "),
+        (["--picture", "stages"], "cannot write the picture stages: expected a name that ends in .eps, "),
     ],
 )
-def test_mistakes_are_answered_in_one_line(capsys, tmp_path, arguments, message):
+def test_mistakes_are_answered_in_one_line(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.setattr("dsvt_ros.tools.benchmark._measure", lambda *_: pytest.fail("measured all the same"))
     np.save(tmp_path / "cloud.npy", tiny_points())
     cloud = [] if "--cloud" in arguments else ["--cloud", str(tmp_path / "cloud.npy")]
     assert cli.main(["benchmark", "--device", "cpu", *cloud, *arguments]) == 1
@@ -171,6 +179,16 @@ def test_unwritable_picture_is_one_sentence(tmp_path):
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(DataError, match="extra plot"):
         draw_stages(example(1), tmp_path / "stages.png")
+    with pytest.raises(DataError, match="extra plot"):
+        check_picture(tmp_path / "stages.png")
+
+
+def test_pictures_of_every_kind(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("stages.PNG", "stages.pdf"):
+        check_picture(tmp_path / name)
+        draw_stages(example(1), tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000

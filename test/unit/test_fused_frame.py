@@ -285,6 +285,13 @@ def triton_detector(**changes):
     return Detector(network_of(), config_of(**changes), DEVICE, triton_networks())
 
 
+def test_stages_of_other_backends_are_not_made(monkeypatch):
+    monkeypatch.setattr("dsvt_ros.detector.folded_copy", lambda _: pytest.fail("another copy of the encoder"))
+    triton_detector()
+    with pytest.raises(pytest.fail.Exception, match="another copy"):
+        torch_detector()
+
+
 def test_detector(caplog):
     """Counts, and a single warning until a cloud fits again."""
     detector, reference = triton_detector(**{"engine.profile.voxels": [40]}), torch_detector()

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from moving import SECOND, Drive
 
@@ -28,6 +28,7 @@ def odometry(drive, stamps_ns, config=None, static_pose=unknown):
     return result
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(-1e3, 1e3)),
     st.floats(-2, 2),

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsvt_ros.poses import matrix_from_quaternion, pose_matrix, relative_pose, slerp
@@ -22,6 +22,7 @@ def rotation(axis, angle):
     return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
 
 
+@settings(deadline=None)
 @given(axes, st.floats(-3.1, 3.1), st.floats(0.2, 5))
 def test_matrix_of_any_quaternion(axis, angle, length):
     found = matrix_from_quaternion([1, 2, 3], quaternion(axis, angle) * length)
@@ -29,6 +30,7 @@ def test_matrix_of_any_quaternion(axis, angle, length):
     assert found[:, 3].tolist() == [1, 2, 3, 1]
 
 
+@settings(deadline=None)
 @given(axes, st.floats(-3, 3), st.floats(-3, 3), st.floats(-0.5, 1.5), st.booleans())
 def test_slerp_turns_evenly_and_beyond_the_end(axis, start, turn, fraction, negated):
     end = quaternion(axis, start + turn) * (-1 if negated else 1)

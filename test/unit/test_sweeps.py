@@ -43,6 +43,7 @@ def add(buffer, world, motion, stamp_ns, config=CONFIG, truth=None, **options):
     return buffer.add(points, stamp_ns, "lidar", motion, config, **options)
 
 
+@settings(deadline=None)
 @given(st.tuples(far, far, far), st.floats(-2, 2), st.integers(1, 10))
 def test_static_world_collapses_a_million_metres_away(origin, yaw_rate, number):
     drive = Drive(origin, yaw_rate=yaw_rate, start_ns=START)

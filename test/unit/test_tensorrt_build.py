@@ -148,6 +148,7 @@ def test_no_place_for_the_engine(start, tmp_path):
         start(engine=str(tmp_path / "missing" / "sparse.engine"))
 
 
+@pytest.mark.alone
 @linux
 def test_too_much_memory(machine, start, monkeypatch):
     """The child would take 300 MiB."""
@@ -168,6 +169,7 @@ def test_memory_of_this_machine():
     assert build_module.resident_memory(2**22 + 1) == 0
 
 
+@pytest.mark.alone
 @linux
 def test_the_child_ends_where_its_parent_is_gone(request_for, tmp_path):
     """It asks to die with its parent, which may have died before."""
@@ -200,6 +202,7 @@ def test_the_child_sees_one_gpu(monkeypatch, visible, index, expected):
     assert child_environment(index)["CUDA_VISIBLE_DEVICES"] == expected
 
 
+@pytest.mark.alone
 def test_control_c_reaches_us_alone(machine, request_for):
     """Whoever handles the signal decides whether the build ends."""
     groups = set()
@@ -216,6 +219,7 @@ def test_control_c_reaches_us_alone(machine, request_for):
 # ------------------------------------------------------------------------------------------------------ what it tells
 
 
+@pytest.mark.alone
 def test_progress_in_fractions(machine, start):
     machine.slow(0.8)
     _, told = start()
@@ -229,6 +233,7 @@ def test_progress_in_fractions(machine, start):
     assert all(re.search(r", \d+ s$", text) for text, _ in told), "it tells how long it has taken"
 
 
+@pytest.mark.alone
 def test_progress_of_releases_that_know_no_fractions(machine, start):
     machine.release("8.6.1")
     machine.slow(0.3)
@@ -392,6 +397,7 @@ DESCRIPTIONS = {
 }
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*DESCRIPTIONS, "", "Unknown format"])))
 def test_precision_of_a_layer(descriptions):
     """All that its outputs have, in one word, whatever their order."""

@@ -174,6 +174,7 @@ def test_a_disk_that_is_full(machine, open_tiny, exported):
 # --------------------------------------------------------------------------------------------------- several processes
 
 
+@pytest.mark.alone
 def test_processes_that_start_together_build_once(machine, exported, tiny_model):
     machine.slow(0.3)
     processes = [machine.start(exported, tiny_model) for _ in range(2)]
@@ -235,6 +236,7 @@ def temporary(machine, tmp_path):
     return tmp_path / "temporary"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt], ids=lambda error: error.__name__)
 def test_a_build_that_is_stopped(machine, open_tiny, exported, temporary, error):
     machine.use_processes()
@@ -253,6 +255,7 @@ def test_a_build_that_is_stopped(machine, open_tiny, exported, temporary, error)
     assert len(list((exported / "tensorrt").glob("*.engine"))) == 2
 
 
+@pytest.mark.alone
 def test_control_c(machine, exported, tiny_model, temporary):
     machine.slow(60)
     process = machine.start(exported, tiny_model)
@@ -265,6 +268,7 @@ def test_control_c(machine, exported, tiny_model, temporary):
     assert nothing_is_left(exported, temporary)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child does not notice")
 def test_a_killed_process_takes_its_child_along(machine, open_tiny, exported, tiny_model, torch_boxes):
     """What it leaves behind is of no use and goes with the next build."""
