@@ -196,7 +196,8 @@ def by_gluon(given, ends_block, with_qkv):
     described = (kernels.descriptor(rows) for rows in (given.attended, given.features, given.block_input, weights))
     kernels.finish_and_project[(torch.cuda.get_device_properties(DEVICE).multi_processor_count,)](
         *described, output, qkv, given.vectors, given.up_bias, given.table, given.cell_of_voxel, given.position,
-        given.num_voxels, ENDS_BLOCK=ends_block, WITH_QKV=with_qkv, num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
+        given.num_voxels, ENDS_BLOCK=ends_block, WITH_QKV=with_qkv, num_warps=kernels.NUM_WARPS,
+        maxnreg=kernels.MAX_REGISTERS,
     )  # fmt: skip
     return output, qkv
 
