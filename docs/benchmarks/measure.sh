@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Measure whole frames on this machine's GPU: docs/benchmarks/measure.sh FOLDER, from the root of the repository.
+# Each file is in FOLDER as soon as it is measured, the most important ones first; all take five minutes and more.
+# PYTHON names the Python that has PyTorch and the package (python3 by default).
+set -euo pipefail
+out=$(realpath -m "${1:?usage: docs/benchmarks/measure.sh FOLDER}")
+python=${PYTHON:-python3}
+files=$(mktemp -d)
+trap 'rm -rf "$files"' EXIT
+mkdir -p "$out"
+export PYTHONPATH=$PWD:$PWD/test${PYTHONPATH:+:$PYTHONPATH}
+"$python" test/recipe_files.py "$files"
+
+measure() {
+    local name=$1
+    shift
+    "$python" -m dsvt_ros.tools.cli benchmark --device cuda --output "$out/$name.json" "$@"
+}
+
+given() {
+    echo "--model $1 --weights $files/$1.safetensors --set preprocess.scale_features=false"
+}
+
+everything=reference-fp16,torch,triton
+# shellcheck disable=SC2046
+{
+    measure waymo_pillar $(given waymo_pillar) --cloud "$files/waymo.npy" --runs 100 \
+        --backends reference,$everything,auto --picture "$out/waymo_pillar.png"
+    measure waymo_pillar_simulated --model waymo_pillar --weights "$files/waymo_pillar.safetensors" --cloud simulated \
+        --runs 100 --backends $everything --picture "$out/waymo_pillar_simulated.png"
+    measure waymo_pillar_scaling $(given waymo_pillar) --cloud "$files/waymo.npy" --runs 50 \
+        --backends torch,triton --points 20000,60000,180000,360000
+    measure waymo_voxel $(given waymo_voxel) --cloud "$files/waymo.npy" --runs 50 --backends $everything
+    measure nuscenes_pillar $(given nuscenes_pillar) --cloud "$files/nuscenes.npy" --runs 50 --backends $everything
+    measure demo --cloud simulated:55000 --runs 100 --backends $everything
+}
