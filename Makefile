@@ -25,6 +25,7 @@ demo: venv  ## Detect objects in a simulated drive, through ROS where it exists:
 test: lint  ## Lint, check the types, run the tests
 	$(BIN)/python -m pytest -m "not (ros or alone)" $(ON_ALL_CORES)
 	$(BIN)/python -m pytest -m "ros or alone"
+	@echo "Lint, types and tests passed."
 
 parity: venv  ## Show how far every stage is from the published modules
 	@PYTHONPATH=test $(BIN)/python test/reference.py

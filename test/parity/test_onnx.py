@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks, Session
+from dsvt_ros.backends.onnxruntime import OnnxRuntimeNetworks
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.export.folder import ExportOptions, export_networks, manifest_for
-from dsvt_ros.export.manifest import ExportedNetwork
-from dsvt_ros.export.networks import SparseNetwork, decompose_layer_norms, sparse_inputs, sparse_specs, to_half
-from dsvt_ros.export.onnx_file import export_onnx
 from dsvt_ros.model.checkpoint import load_weights
 from dsvt_ros.model.dsvt import DSVT
-from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.set_partition import partition_sets
 from dsvt_ros.voxelization import voxelize
@@ -47,21 +43,23 @@ def stages(network, waymo_points):
     return voxels, features, partition, output, maps
 
 
-def run(network, stages, options):
-    """The same in ONNX Runtime, each network fed by the one before."""
-    voxels, features, partition, _, _ = stages
-    exported, files = export_networks(network, options)
-    manifest = manifest_for(network.config, options, exported, files, "")
-    networks = OnnxRuntimeNetworks(network.config, manifest, files, torch.device("cpu"))
-    with torch.inference_mode():
-        output = networks.sparse(features, partition)
-        bev = scatter_bev(output, voxels.coords, network.config.grid_size, 1, channels_last=False)
-        return output, networks.dense(bev)
+def exported(network, **options):
+    """Both networks in ONNX Runtime."""
+    options = ExportOptions(voxels=2048, **options)
+    networks, files = export_networks(network, options)
+    manifest = manifest_for(network.config, options, networks, files, "")
+    return OnnxRuntimeNetworks(network.config, manifest, files, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def fp32(network, stages):
-    return run(network, stages, ExportOptions(voxels=2048))
+    """Their outputs, each network fed by the one before."""
+    voxels, features, partition, _, _ = stages
+    networks = exported(network)
+    with torch.inference_mode():
+        output = networks.sparse(features, partition)
+        bev = scatter_bev(output, voxels.coords, network.config.grid_size, 1, channels_last=False)
+        return output, networks.dense(bev)
 
 
 def test_sparse_network(fp32, stages):
@@ -76,13 +74,7 @@ def test_dense_network(fp32, stages, name):
 def test_half_precision_of_the_sparse_network(network, stages):
     """A rounding of every activation to 11 bits, but no more: the output's standard deviation is about 1."""
     _, features, partition, expected, _ = stages
-    backbone = inference_modules(network).backbone_3d
-    decompose_layer_norms(backbone)
-    to_half(backbone)
-    inputs, outputs = sparse_specs(network.config, None, "float16")
-    content = export_onnx(SparseNetwork(backbone, network.config.backbone_3d).eval(), inputs, outputs, 17, "sparse")
-    described = ExportedNetwork("sparse.onnx", tuple(inputs), tuple(outputs))
-    (found,) = Session(described, content, torch.device("cpu"), None).run(sparse_inputs(features, partition))
-    error = (found.float() - expected).abs()
+    networks = exported(network, precision="fp16", layer_norm="decomposed")
+    error = (networks.sparse(features, partition) - expected).abs()
     assert float(error.max()) < 0.03
     assert float(error.mean()) < 2e-3

@@ -5,27 +5,28 @@ import os
 import signal
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from fakes.machine import RELEASE, ends
 from harness import NodeProcess
-from tiny import write_tiny_model
 
-from dsvt_ros.export.folder import ExportOptions, export_folder
+import dsvt_ros.export.folder as folders
 from dsvt_ros.model.folder import open_model
 
+pytest_plugins = ("fakes.fixtures",)
 pytestmark = pytest.mark.ros
 
 TEST = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tiny_model, tiny_exports, tmp_path_factory):
     """Exported beforehand, for that takes seconds in which nothing is built."""
-    folder = tmp_path_factory.mktemp("tiny")
-    source = open_model(write_tiny_model(folder / "model"))
-    export_folder(source, source.weights, folder / "exported", ExportOptions(voxels=300))
-    return folder / "exported"
+    folder, output = open_model(tiny_model), tmp_path_factory.mktemp("tiny") / "exported"
+    with mock.patch.object(folders, "export_networks", tiny_exports):
+        folders.export_folder(folder, folder.weights, output, folders.ExportOptions(voxels=300))
+    return output
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def engines(folder):
 
 
 def test_answers_and_reports_while_it_builds(start, client, tmp_path):
-    node = start(4.0)
+    node = start(2.5)
     seen = []
 
     def building():
