@@ -30,9 +30,8 @@ OPTIONS = {"preprocess.find_ground": False, "preprocess.scale_features": False}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_published_models(name, monkeypatch):
+def test_published_models(name):
     """As many boxes as ``dsvt verify`` asks for; and the same bytes again, whatever came in between."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     reference = load_reference(name)
     network = DSVT(open_model(name).model)
     load_weights(network, reference.weights, "recipe")

@@ -65,10 +65,9 @@ def micro_config():
 
 @pytest.fixture(autouse=True)
 def _few_points(monkeypatch):
-    """Interpreted kernels take their time; and TF32 would round the reference's inputs to 10 bits."""
+    """Interpreted kernels take their time."""
     monkeypatch.setattr(frame, "MIN_POINTS", 64)
     monkeypatch.setattr(ground, "CELL_ROWS", 1024)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @functools.cache

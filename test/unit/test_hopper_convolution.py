@@ -30,12 +30,6 @@ pytestmark = [
 CHANNELS = 128
 
 
-@pytest.fixture(autouse=True)
-def _exact_reference(monkeypatch):
-    """TF32 would round its inputs to 10 bits."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 @pytest.fixture
 def _poisoned(monkeypatch):
     """Cells that nothing writes are not a number."""

@@ -36,9 +36,7 @@ CONFIGS = pytest.mark.parametrize("name", list(TINY_CONFIGS))
 
 @pytest.fixture(autouse=True)
 def _small_frames(monkeypatch):
-    """And TF32 would round the reference's inputs to 10 bits."""
     monkeypatch.setattr(frame, "MIN_POINTS", 64)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @functools.cache
