@@ -56,7 +56,7 @@ class BoxFinder(Protocol):
         ...
 
     def settle(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same on the host to (B, M, box_size + 3), see `fused.suppress.boxes_from_rows`."""
+        """The same on the host to new (B, M, box_size + 3), see `fused.suppress.boxes_from_rows`."""
         ...
 
 
