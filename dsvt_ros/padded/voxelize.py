@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,7 @@ class PaddedVoxelizer:
             clouds: How many clouds that tensor holds.
         """
         self._model, self._voxels, self._clouds = model, voxels, clouds
-        self._cell_by_distance = _cells_by_distance(model, clouds).to(device)
-        numbers = torch.arange(len(self._cell_by_distance), dtype=torch.int32, device=device)
-        self._rank_of_cell = torch.empty_like(numbers)
-        self._rank_of_cell[self._cell_by_distance.long()] = numbers
-        self._cells = numbers
+        self._cells, self._cell_by_distance, self._rank_of_cell = _tables(model, clouds, device)
         self._row = torch.arange(points, dtype=torch.int32, device=device)
 
     def __call__(self, points: Tensor, ends: Tensor, pose: Tensor, config: PreprocessConfig) -> SortedVoxels:
@@ -97,6 +95,16 @@ class PaddedVoxelizer:
         cell_of_voxel = cell_of_voxel.scatter_(0, row, self._cells)[:-1]
         grid = Grid(self._model.grid_size, torch.where(kept, number - 1, -1), cell_of_voxel, num_voxels)
         return grid, count[-1:] - num_voxels
+
+
+@lru_cache(maxsize=1)  # frames of all sizes share them; each holds those that it uses
+def _tables(model: ModelConfig, clouds: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(B nx ny nz,) int32 each: the numbers of the cells, `_cells_by_distance`, and where in it each cell is."""
+    by_distance = _cells_by_distance(model, clouds).to(device)
+    numbers = torch.arange(len(by_distance), dtype=torch.int32, device=device)
+    rank = torch.empty_like(numbers)
+    rank[by_distance.long()] = numbers
+    return numbers, by_distance, rank
 
 
 def _cells_by_distance(model: ModelConfig, clouds: int) -> Tensor:
