@@ -74,6 +74,7 @@ class FrameGraph:
     def replay_stages(self) -> dict[str, float]:
         """Run them one by one, each a graph of its own; gives the milliseconds of each on the device."""
         if self._of_stages is None:
+            self._stages.clear()  # an attempt that failed may have left some
             self._of_stages = self._frame(self._capture_stage)
         self.output = self._of_stages
         events = [timing_event() for _ in range(len(self._stages) + 1)]
