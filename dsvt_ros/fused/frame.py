@@ -82,7 +82,7 @@ class FusedFrames:
             self.configure(config)
         except ConfigError as error:
             raise EngineError(f"backend {networks.name}: {error}; {networks.otherwise}") from error
-        if self.pool is not None:
+        if self.device.type == "cuda":
             try:
                 self([torch.zeros(1, len(model.features))], [np.eye(4)])
             except Exception as error:  # of CUDA, Triton or its compilers, which have no type in common
@@ -95,16 +95,17 @@ class FusedFrames:
         Raises:
             ConfigError: The kernels do not take them; the old ones stay.
         """
-        self.box_finder = self.networks.box_finder(config.postprocess)
-        self._config = config
-        while self._under_way:
-            self._under_way.popleft()()
+        box_finder = self.networks.box_finder(config.postprocess)
+        self._end_all()
+        self.box_finder, self._config = box_finder, config
         self._frames.clear()
         if self.device.type == "cuda":
-            # Another pool each time: into one whose graphs are all gone, none can be captured any more.
             with on_device(self.device):
                 torch.cuda.empty_cache()
-                self.pool = torch.cuda.graph_pool_handle()
+
+    def _end_all(self) -> None:
+        while self._under_way:
+            self._under_way.popleft()()
 
     @property
     def finds_ground(self) -> bool:
@@ -162,10 +163,17 @@ class FusedFrames:
         with torch.inference_mode(), on_device(self.device):
             frame = self._frames.get((room, len(clouds)))
             if frame is None:
+                if not self._frames and self.device.type == "cuda":
+                    # Into a pool whose graphs are all gone, none can be captured any more.
+                    self.pool = torch.cuda.graph_pool_handle()
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
             if len(self._under_way) == MAX_UNDER_WAY:
                 self._under_way.popleft()()  # what it has on the host is used again
-            end = cache(frame.begin(clouds, poses, seeks_ground, timed=timed))
+            try:
+                end = cache(frame.begin(clouds, poses, seeks_ground, timed=timed))
+            except Exception:
+                self._end_all()  # whose memory on the host comes next is not known any more
+                raise
         self._under_way.append(end)
         return end
 
