@@ -198,20 +198,26 @@ class Detector:
     def detect_all(self, clouds: Iterable[ArrayLike | Tensor | RawCloud]) -> Iterator[Boxes3D]:
         """`detect` in one cloud after the other, for recordings.
 
-        With the backend ``triton`` the next cloud is brought to the device while it works on the present one: each
-        answer comes one cloud later, and more of them a second.
+        Where whole frames run (`FrameNetworks`), the next cloud is copied and handed to the device while it works on
+        the present one: each answer comes one cloud later, and more of them a second.
+
+        Raises:
+            PointCloudError: As `detect`, after the answers to all clouds before.
         """
-        if self._frames is None:
+        frames = self._frames
+        if frames is None:
             yield from map(self.detect, clouds)
             return
-        present = None
-        for cloud in clouds:
-            following = self._begin(self._frames, cloud)
-            if present is not None:
+        begun = (self._begin(frames, cloud) for cloud in clouds)
+        present = next(begun, None)
+        while present is not None:
+            try:
+                following = next(begun, None)
+            except Exception:
                 yield present()
-            present = following
-        if present is not None:
+                raise
             yield present()
+            present = following
 
     def pose_in_model(self, T_vehicle_sensor: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N803
         """(4, 4) pose of the sensor in the model's frame from that in the vehicle's, both with axes x forward, y left.
