@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import ModelConfig
 from dsvt_ros.errors import EngineError
+from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS, FusedVoxels
 from dsvt_ros.model.pillar_encoder import PillarEncoder, PointNetLayer
 
-MIN_EXTENT = 16
-"""Of a block: what tensor cores take."""
 HIDDEN = 32
 """Channels of the first layer in a block; the layer is padded to a multiple of it."""
 MAX_CHUNK = 64
@@ -64,7 +63,7 @@ class FusedEncoder:
         self._hidden_parts = (width + padding) // HIDDEN
         with torch.no_grad():
             weights = _first_weights(first.linear, model)
-            inputs = max(MIN_EXTENT, 1 << (len(weights) - 1).bit_length())
+            inputs = max(MIN_EXTENT, power_of_two(len(weights)))
             weights = F.pad(weights, (0, padding, 0, inputs - len(weights)))
             high = _half(weights)
             self._first_weights = torch.stack([high, _half(weights - high)])
