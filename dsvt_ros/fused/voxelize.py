@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsvt_ros.capacity import columns_by_distance
 from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.fused.extents import power_of_two
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS, FusedVoxels, Grid, Segments
@@ -51,7 +52,7 @@ class Voxelizer:
 
         self._limits = torch.tensor([model.point_cloud_range[:3], model.voxel_size], device=device)
         self._fill = torch.tensor([feature.fill for feature in model.features], device=device)
-        self._column_at = _columns_by_distance(model, clouds).to(device)
+        self._column_at = columns_by_distance(model, clouds).int().to(device)
         self._position_of_column = torch.empty_like(self._column_at)
         self._position_of_column[self._column_at.long()] = torch.arange(
             self._num_columns, dtype=torch.int32, device=device
@@ -153,13 +154,3 @@ class Voxelizer:
             **sizes,
         )  # fmt: skip
         return voxels
-
-
-def _columns_by_distance(model: ModelConfig, clouds: int) -> Tensor:
-    """(B nx ny,) int32: columns in the order in which `capacity.keep_nearest` keeps their voxels."""
-    nx, ny, _ = model.grid_size
-    size, minimum = model.voxel_size, model.point_cloud_range
-    x = (torch.arange(nx, dtype=torch.float64) + 0.5) * size[0] + minimum[0]
-    y = (torch.arange(ny, dtype=torch.float64) + 0.5) * size[1] + minimum[1]
-    squared = (x * x)[:, None] + (y * y)[None, :]
-    return torch.argsort(squared.flatten().repeat(clouds), stable=True).int()

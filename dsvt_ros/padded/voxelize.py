@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dsvt_ros.capacity import columns_by_distance
 from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.constants import constant
 from dsvt_ros.fused.structures import Grid
@@ -99,20 +100,11 @@ class PaddedVoxelizer:
 
 @lru_cache(maxsize=1)  # frames of all sizes share them; each holds those that it uses
 def _tables(model: ModelConfig, clouds: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(B nx ny nz,) int32 each: the numbers of the cells, `_cells_by_distance`, and where in it each cell is."""
-    by_distance = _cells_by_distance(model, clouds).to(device)
+    """Of B clouds (B nx ny nz,) int32 each: the cells by number, the same by distance, and where each is in these."""
+    nz = model.grid_size[2]
+    columns = columns_by_distance(model, clouds)
+    by_distance = (columns[:, None] * nz + torch.arange(nz)).flatten().int().to(device)
     numbers = torch.arange(len(by_distance), dtype=torch.int32, device=device)
     rank = torch.empty_like(numbers)
     rank[by_distance.long()] = numbers
     return numbers, by_distance, rank
-
-
-def _cells_by_distance(model: ModelConfig, clouds: int) -> Tensor:
-    """(B nx ny nz,) int32: cells in the order in which `capacity.keep_nearest` keeps their voxels."""
-    nx, ny, nz = model.grid_size
-    size, minimum = model.voxel_size, model.point_cloud_range
-    x = (torch.arange(nx, dtype=torch.float64) + 0.5) * size[0] + minimum[0]
-    y = (torch.arange(ny, dtype=torch.float64) + 0.5) * size[1] + minimum[1]
-    squared = (x * x)[:, None] + (y * y)[None, :]
-    columns = torch.argsort(squared.flatten().repeat(clouds), stable=True)
-    return (columns[:, None] * nz + torch.arange(nz)).flatten().int()
