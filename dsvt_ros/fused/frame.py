@@ -57,15 +57,15 @@ class FusedFrames:
         model: The network and the data it was trained for.
         networks: What runs in the frames.
         device: Where frames run.
-        pool: Memory of captured graphs; None on the CPU, where Triton interprets the kernels.
-        decoder: Reads clouds on the device.
+        pool: Memory of captured graphs; None on the CPU, where stages run as they are.
+        decoder: Reads clouds on the device; None where the host does.
     """
 
     def __init__(self, networks: FrameNetworks, model: ModelConfig, config: DetectorConfig) -> None:
         """Make ready for any clouds.
 
         Args:
-            networks: Runs on the device where its encoder is.
+            networks: Runs in the frames, on its device.
             model: That of the networks.
             config: Run-time options; change them through `configure`.
 
@@ -90,10 +90,10 @@ class FusedFrames:
                 raise EngineError(text) from error
 
     def configure(self, config: DetectorConfig) -> None:
-        """Take other run-time options; kernels are captured anew.
+        """Take other run-time options, after all frames under way have ended; graphs are captured anew.
 
         Raises:
-            ConfigError: The kernels do not take them; the old ones stay.
+            ConfigError: The stages do not take them; the old ones stay.
         """
         box_finder = self.networks.box_finder(config.postprocess)
         self._end_all()
@@ -195,7 +195,7 @@ class FusedFrames:
 
 
 class _Frame:
-    """Frames of up to so many points: kernels' tables, inputs and output, and on a GPU the captured launches."""
+    """Frames of up to so many points: stages, inputs and output, and on a GPU the captured launches."""
 
     def __init__(self, frames: FusedFrames, points: int, clouds: int) -> None:
         model, device = frames.model, frames.device

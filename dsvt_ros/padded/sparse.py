@@ -54,7 +54,10 @@ class Layer:
 
 
 class PaddedBackbone3d:
-    """`SetAttentionBackbone` on stages of fixed capacity, as `PaddedPartition` makes them."""
+    """`SetAttentionBackbone` on stages of fixed capacity, as `PaddedPartition` makes them.
+
+    It moves all rows, those beyond the number of voxels too, so `order` must hold each row once.
+    """
 
     def __init__(self, backbone: SetAttentionBackbone, config: Backbone3dConfig, device: torch.device) -> None:
         """Take over the weights of a backbone whose position embeddings are tables.
