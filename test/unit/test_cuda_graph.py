@@ -109,6 +109,17 @@ def test_what_is_timed(fake_cuda):
     assert {pool for _, pool, _ in captures} == {"pool"}
 
 
+def test_stages_after_an_attempt_that_failed(fake_cuda):
+    values, other = torch.ones(3), torch.ones(4)
+    graph = FrameGraph(lambda stage: stage("add", torch.add, stage("double", double, values), other[: len(values)]), 0)
+    other.resize_(2)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        graph.replay_stages()
+    other.resize_(4)
+    assert list(graph.replay_stages()) == ["double", "add"]
+    assert len(fake_cuda[0]) == 2
+
+
 def test_the_output_belongs_to_what_was_replayed_last(fake_cuda):
     """The graph of the whole writes to another tensor than those of the stages."""
     outputs = []
