@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.fused.structures import Grid
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.bev_backbone import BevBackbone, ResidualBlock
 
 ROWS = 128
@@ -533,16 +534,6 @@ def check_size(matrix: Tensor) -> None:
         raise EngineError(
             f"a map of {matrix.shape[0]} cells is more than the kernels can number; use torch or tensorrt"
         )
-
-
-def half(values: Tensor) -> Tensor:
-    """`values` in float16; `EngineError` if they are beyond its range."""
-    result = values.half().contiguous()
-    if not torch.isfinite(result).all():
-        raise EngineError(
-            f"weights of up to {values.abs().max():.3g} are beyond the range of float16 (65504); use torch"
-        )
-    return result
 
 
 def _resampled(x: BevRows, resample: FusedConvolution | Upsampling) -> tuple[int, int]:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, is_hopper, num_warps
+from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, is_hopper, num_warps
 from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.fused.pooling import FusedPooling
 from dsvt_ros.fused.structures import FusedStage, ShiftSets
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.set_attention import AttentionPooling, SetAttentionBackbone, SetAttentionEncoder
 
 MAX_CHUNK = 64
