@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvt_ros.backends.frames import FirstStages, FrameNetworks, GroundFinder, on_device
+from dsvt_ros.backends.frames import FindGround, FirstStages, FrameNetworks, on_device
 from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.config import DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
@@ -178,7 +178,7 @@ class FusedFrames:
         return end
 
     def detect(
-        self, stage: RunStage, *, first: FirstStages, inputs: FrameInputs, find_ground: GroundFinder | None
+        self, stage: RunStage, *, first: FirstStages, inputs: FrameInputs, find_ground: FindGround | None
     ) -> Tensor:
         """The stages of a frame; what `_pack` makes of its results."""
         config = self._config.preprocess
