@@ -105,8 +105,7 @@ def as_found(boxes):
 @CONFIGS
 def test_same_as_stage_by_stage(name):
     """Two clouds, of sensors that stand and look elsewhere; boxes come back into their frames."""
-    # In these no cell is so nearly as high as its neighbour that it depends on rounding which of them is a peak.
-    clouds = [points_of(name, 60, seed=3), points_of(name, 44, seed=4)]
+    clouds = [points_of(name, 60), points_of(name, 44, seed=1)]
     poses = [np.eye(4), pose_matrix([0.4, -0.2, 0.3, 0.02, -0.01, 0.7])]
     reference = stage_by_stage(name)
     found, result = boxes_of(frames_of(name), clouds, poses)
