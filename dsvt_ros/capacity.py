@@ -152,3 +152,13 @@ def keep_nearest(voxels: Voxels, model: ModelConfig, limit: int) -> Voxels:
     voxel_of_point = row_of_voxel[voxels.voxel_of_point]
     inside = voxel_of_point >= 0
     return Voxels(voxels.points[inside], voxel_of_point[inside], coords[kept], voxels.batch_size)
+
+
+def columns_by_distance(model: ModelConfig, clouds: int) -> Tensor:
+    """(B nx ny,) int64: columns of the grids of B clouds in the order in which `keep_nearest` keeps their voxels."""
+    nx, ny, _ = model.grid_size
+    size, minimum = model.voxel_size, model.point_cloud_range
+    x = (torch.arange(nx, dtype=torch.float64) + 0.5) * size[0] + minimum[0]
+    y = (torch.arange(ny, dtype=torch.float64) + 0.5) * size[1] + minimum[1]
+    squared = (x * x)[:, None] + (y * y)[None, :]
+    return torch.argsort(squared.flatten().repeat(clouds), stable=True)

@@ -418,13 +418,13 @@ class PostprocessConfig:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """For how many voxels TensorRT engines are built."""
+    """For how many voxels there is room in TensorRT engines, and in whole frames on a GPU."""
 
     voxels: tuple[int, ...] = option(
         (),
         help="room for voxels of each engine: a cloud takes the smallest that fits, or loses its farthest voxels; "
-        "empty: one engine for 3/16 of the grid's columns (1/4 with several sweeps), twice as many where columns have "
-        "several voxels",
+        "whole frames on a GPU have the largest; empty: one, for 3/16 of the grid's columns (1/4 with several sweeps), "
+        "twice as many where columns have several voxels",
         minimum=1,
     )
     dynamic: bool = option(

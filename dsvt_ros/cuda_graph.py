@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -74,6 +75,7 @@ class FrameGraph:
     def replay_stages(self) -> dict[str, float]:
         """Run them one by one, each a graph of its own; gives the milliseconds of each on the device."""
         if self._of_stages is None:
+            self._stages.clear()  # an attempt that failed may have left some
             self._of_stages = self._frame(self._capture_stage)
         self.output = self._of_stages
         events = [timing_event() for _ in range(len(self._stages) + 1)]
@@ -104,8 +106,16 @@ def _capture(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     collects = gc.isenabled()
     gc.disable()
     try:
-        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+        stream = _capture_stream(torch.cuda.current_device())
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             yield
     finally:
         if collects:
             gc.enable()
+
+
+@cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for all captures on a device, as graphs share memory only then; torch's own is on a single device."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream

@@ -26,7 +26,7 @@ from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
 from dsvt_ros.ground import ground_height
 from dsvt_ros.host_memory import keep_freed_memory
-from dsvt_ros.io.pointcloud2 import RawCloud
+from dsvt_ros.io.pointcloud2 import RawCloud, raw_from_points
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import folded_copy
@@ -198,20 +198,26 @@ class Detector:
     def detect_all(self, clouds: Iterable[ArrayLike | Tensor | RawCloud]) -> Iterator[Boxes3D]:
         """`detect` in one cloud after the other, for recordings.
 
-        With the backend ``triton`` the next cloud is brought to the device while it works on the present one: each
-        answer comes one cloud later, and more of them a second.
+        Where whole frames run (`FrameNetworks`), the next cloud is copied and handed to the device while it works on
+        the present one: each answer comes one cloud later, and more of them a second.
+
+        Raises:
+            PointCloudError: As `detect`, after the answers to all clouds before.
         """
-        if self._frames is None:
+        frames = self._frames
+        if frames is None:
             yield from map(self.detect, clouds)
             return
-        present = None
-        for cloud in clouds:
-            following = self._begin(self._frames, cloud)
-            if present is not None:
+        begun = (self._begin(frames, cloud) for cloud in clouds)
+        present = next(begun, None)
+        while present is not None:
+            try:
+                following = next(begun, None)
+            except Exception:
                 yield present()
-            present = following
-        if present is not None:
+                raise
             yield present()
+            present = following
 
     def pose_in_model(self, T_vehicle_sensor: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N803
         """(4, 4) pose of the sensor in the model's frame from that in the vehicle's, both with axes x forward, y left.
@@ -224,13 +230,16 @@ class Detector:
         return pose
 
     def warm_up(self) -> None:
-        """Detect in made-up clouds, so that the first real one does not wait for memory and kernels."""
+        """Detect in made-up clouds, so that the first real one does not wait for memory and kernels.
+
+        They come as received ones do, which have a kernel more than arrays.
+        """
         low, high = self.model.point_cloud_range[:3], self.model.point_cloud_range[3:]
         rest = [feature.fill for feature in self.model.features[3:]]
         random = np.random.default_rng(0)
         for count in WARM_UP_POINTS[self.device.type]:
-            xyz = random.uniform(low, high, (count, 3))
-            self.detect(np.column_stack([xyz, np.tile(rest, (count, 1))]).astype(np.float32), np.eye(4))
+            points = np.column_stack([random.uniform(low, high, (count, 3)), np.tile(rest, (count, 1))])
+            self.detect(raw_from_points(points.astype(np.float32), self.model.feature_names), np.eye(4))
 
     def forward(self, points: Tensor) -> DeviceBoxes:
         """The stages of the detector, from (N, C) points in the model's frame to boxes."""

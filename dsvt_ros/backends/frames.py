@@ -20,7 +20,7 @@ from dsvt_ros.model.center_head import maps_from_branches
 from dsvt_ros.postprocess import class_groups
 from dsvt_ros.structures import HeadMaps, SetPartition, VoxelSets
 
-GroundFinder = Callable[[Tensor, Tensor, Tensor, Tensor, PreprocessConfig], None]
+FindGround = Callable[[Tensor, Tensor, Tensor, Tensor, PreprocessConfig], None]
 
 
 class FirstStages(NamedTuple):
@@ -56,7 +56,7 @@ class BoxFinder(Protocol):
         ...
 
     def settle(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same on the host to (B, M, box_size + 3), see `fused.suppress.boxes_from_rows`."""
+        """The same on the host to new (B, M, box_size + 3), see `fused.suppress.boxes_from_rows`."""
         ...
 
 
@@ -91,7 +91,7 @@ class FrameNetworks(ABC):
         """Those with room for so many points and voxels of so many clouds."""
 
     @abstractmethod
-    def ground_finder(self, points: int, clouds: int) -> GroundFinder:
+    def ground_finder(self, points: int, clouds: int) -> FindGround:
         """What lifts poses by the height of the ground; its arguments are those of `fused.ground.GroundFinder`."""
 
     def decoder(self) -> CloudDecoder | None:

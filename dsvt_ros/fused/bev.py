@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dsvt_ros.errors import EngineError
+from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.fused.structures import Grid
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.bev_backbone import BevBackbone, ResidualBlock
 
 ROWS = 128
@@ -57,7 +59,7 @@ class BevRows:
 
 def room_for(channels: int) -> int:
     """Channels in memory: blocks are powers of two, and tensor cores take 16."""
-    return max(16, _power_of_two(channels)) if channels <= MAX_CHUNK else -(-channels // 64) * 64
+    return max(MIN_EXTENT, power_of_two(channels)) if channels <= MAX_CHUNK else -(-channels // 64) * 64
 
 
 class FusedConvolution:
@@ -477,7 +479,7 @@ def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -
 
     grid = tiles_of(x)
     count, radii = math.prod(grid), reach + 1 - first_radius
-    room = [_power_of_two(extent.value + 2 * reach) for extent in (kernels.TALL, kernels.WIDE)]
+    room = [power_of_two(extent.value + 2 * reach) for extent in (kernels.TALL, kernels.WIDE)]
     distance = voxel_at.new_empty(count)
     kernels.measure_tiles[grid](
         voxel_at, distance, x.height, x.width, REACH=reach, ROOM_TALL=room[0], ROOM_WIDE=room[1], num_warps=1
@@ -534,22 +536,7 @@ def check_size(matrix: Tensor) -> None:
         )
 
 
-def half(values: Tensor) -> Tensor:
-    """`values` in float16; `EngineError` if they are beyond its range."""
-    result = values.half().contiguous()
-    if not torch.isfinite(result).all():
-        raise EngineError(
-            f"weights of up to {values.abs().max():.3g} are beyond the range of float16 (65504); use torch"
-        )
-    return result
-
-
 def _resampled(x: BevRows, resample: FusedConvolution | Upsampling) -> tuple[int, int]:
     if isinstance(resample, Upsampling):
         return x.height * resample.stride, x.width * resample.stride
     return x.height // resample.stride, x.width // resample.stride
-
-
-def _power_of_two(count: int) -> int:
-    """The first that is not less."""
-    return 1 << (count - 1).bit_length()

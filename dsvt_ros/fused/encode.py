@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import ModelConfig
 from dsvt_ros.errors import EngineError
+from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS, FusedVoxels
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.pillar_encoder import PillarEncoder, PointNetLayer
 
-MIN_EXTENT = 16
-"""Of a block: what tensor cores take."""
 HIDDEN = 32
 """Channels of the first layer in a block; the layer is padded to a multiple of it."""
 MAX_CHUNK = 64
@@ -64,10 +64,10 @@ class FusedEncoder:
         self._hidden_parts = (width + padding) // HIDDEN
         with torch.no_grad():
             weights = _first_weights(first.linear, model)
-            inputs = max(MIN_EXTENT, 1 << (len(weights) - 1).bit_length())
+            inputs = max(MIN_EXTENT, power_of_two(len(weights)))
             weights = F.pad(weights, (0, padding, 0, inputs - len(weights)))
-            high = _half(weights)
-            self._first_weights = torch.stack([high, _half(weights - high)])
+            high = half(weights)
+            self._first_weights = torch.stack([high, half(weights - high)])
             self._point_weights = self._tiled(F.pad(second.linear.weight[:, :width], (0, padding)))
             self._voxel_weights = self._tiled(F.pad(second.linear.weight[:, width:], (0, padding)))
             self._bias = second.linear.bias.detach().clone()
@@ -129,21 +129,11 @@ class FusedEncoder:
     def _tiled(self, weight: Tensor) -> Tensor:
         """A weight (D, H) as float16 tiles [h, d]: (D / chunk, H / HIDDEN, HIDDEN, chunk)."""
         tiles = weight.view(self._parts, self._chunk, self._hidden_parts, HIDDEN).permute(0, 2, 3, 1)
-        return _half(tiles.contiguous())
+        return half(tiles)
 
 
 def _multiplies_from_shared_memory(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
-def _half(weight: Tensor) -> Tensor:
-    half = weight.half()
-    if not torch.isfinite(half).all():
-        raise EngineError(
-            f"the pillar encoder holds weights up to {weight.abs().max():.3g}, beyond the range of float16 (65504); "
-            f"use torch"
-        )
-    return half
 
 
 def _first_weights(linear: nn.Linear, model: ModelConfig) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvt_ros.backends.frames import FirstStages, FrameNetworks, GroundFinder, on_device
+from dsvt_ros.backends.frames import FindGround, FirstStages, FrameNetworks, on_device
 from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.config import DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
@@ -57,15 +57,15 @@ class FusedFrames:
         model: The network and the data it was trained for.
         networks: What runs in the frames.
         device: Where frames run.
-        pool: Memory of captured graphs; None on the CPU, where Triton interprets the kernels.
-        decoder: Reads clouds on the device.
+        pool: Memory of captured graphs; None on the CPU, where stages run as they are.
+        decoder: Reads clouds on the device; None where the host does.
     """
 
     def __init__(self, networks: FrameNetworks, model: ModelConfig, config: DetectorConfig) -> None:
         """Make ready for any clouds.
 
         Args:
-            networks: Runs on the device where its encoder is.
+            networks: Runs in the frames, on its device.
             model: That of the networks.
             config: Run-time options; change them through `configure`.
 
@@ -82,7 +82,7 @@ class FusedFrames:
             self.configure(config)
         except ConfigError as error:
             raise EngineError(f"backend {networks.name}: {error}; {networks.otherwise}") from error
-        if self.pool is not None:
+        if self.device.type == "cuda":
             try:
                 self([torch.zeros(1, len(model.features))], [np.eye(4)])
             except Exception as error:  # of CUDA, Triton or its compilers, which have no type in common
@@ -90,21 +90,22 @@ class FusedFrames:
                 raise EngineError(text) from error
 
     def configure(self, config: DetectorConfig) -> None:
-        """Take other run-time options; kernels are captured anew.
+        """Take other run-time options, after all frames under way have ended; graphs are captured anew.
 
         Raises:
-            ConfigError: The kernels do not take them; the old ones stay.
+            ConfigError: The stages do not take them; the old ones stay.
         """
-        self.box_finder = self.networks.box_finder(config.postprocess)
-        self._config = config
-        while self._under_way:
-            self._under_way.popleft()()
+        box_finder = self.networks.box_finder(config.postprocess)
+        self._end_all()
+        self.box_finder, self._config = box_finder, config
         self._frames.clear()
         if self.device.type == "cuda":
-            # Another pool each time: into one whose graphs are all gone, none can be captured any more.
             with on_device(self.device):
                 torch.cuda.empty_cache()
-                self.pool = torch.cuda.graph_pool_handle()
+
+    def _end_all(self) -> None:
+        while self._under_way:
+            self._under_way.popleft()()
 
     @property
     def finds_ground(self) -> bool:
@@ -162,15 +163,22 @@ class FusedFrames:
         with torch.inference_mode(), on_device(self.device):
             frame = self._frames.get((room, len(clouds)))
             if frame is None:
+                if not self._frames and self.device.type == "cuda":
+                    # Into a pool whose graphs are all gone, none can be captured any more.
+                    self.pool = torch.cuda.graph_pool_handle()
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
             if len(self._under_way) == MAX_UNDER_WAY:
                 self._under_way.popleft()()  # what it has on the host is used again
-            end = cache(frame.begin(clouds, poses, seeks_ground, timed=timed))
+            try:
+                end = cache(frame.begin(clouds, poses, seeks_ground, timed=timed))
+            except Exception:
+                self._end_all()  # whose memory on the host comes next is not known any more
+                raise
         self._under_way.append(end)
         return end
 
     def detect(
-        self, stage: RunStage, *, first: FirstStages, inputs: FrameInputs, find_ground: GroundFinder | None
+        self, stage: RunStage, *, first: FirstStages, inputs: FrameInputs, find_ground: FindGround | None
     ) -> Tensor:
         """The stages of a frame; what `_pack` makes of its results."""
         config = self._config.preprocess
@@ -187,7 +195,7 @@ class FusedFrames:
 
 
 class _Frame:
-    """Frames of up to so many points: kernels' tables, inputs and output, and on a GPU the captured launches."""
+    """Frames of up to so many points: stages, inputs and output, and on a GPU the captured launches."""
 
     def __init__(self, frames: FusedFrames, points: int, clouds: int) -> None:
         model, device = frames.model, frames.device

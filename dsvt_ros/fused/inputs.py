@@ -1,4 +1,4 @@
-"""What a frame begins with, brought to where its kernels expect it."""
+"""What a frame begins with, brought to where its stages expect it."""
 
 from __future__ import annotations
 

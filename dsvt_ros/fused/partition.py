@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsvt_ros.capacity import StageCapacity, capacity_for
 from dsvt_ros.config import Cells, ModelConfig, StageConfig
+from dsvt_ros.fused.extents import power_of_two
 from dsvt_ros.fused.structures import FusedStage, Grid, ShiftSets
 
 Columns = tuple[Tensor | None, Tensor | None]
@@ -198,7 +199,7 @@ def _lay_out(stage: StageConfig, size: Cells, shifts: tuple[int, ...], room: Sta
         num_along.append((along[0], along[1], along[2]))
         num_windows.append(clouds * math.prod(along) if shift in shifts else 0)
         num_columns.append(clouds * size[0] * size[1] * along[2] if shift in shifts and size[2] > 1 else 0)
-        tiles.append((_power_of_two(window[0]), _power_of_two(window[1])))
+        tiles.append((power_of_two(window[0]), power_of_two(window[1])))
         most_sets.append(-(-math.prod(window) // stage.set_size))
     return _Layout(
         size,
@@ -216,8 +217,3 @@ def _lay_out(stage: StageConfig, size: Cells, shifts: tuple[int, ...], room: Sta
         room.sets,
         blocks=-(-room.voxels // VOXELS.value),
     )
-
-
-def _power_of_two(extent: int) -> int:
-    """The next one: blocks have no other extents."""
-    return 1 << (extent - 1).bit_length()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.config import CENTER_BRANCHES
+from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.model.center_head import CenterHead, SeparateHead
 
 ROWS = 128
@@ -14,8 +15,6 @@ ROWS = 128
 STAGES = 3
 """Of them on their way to shared memory."""
 NUM_WARPS = 8
-MIN_EXTENT = 16
-"""Of a block: what tensor cores take."""
 ALIGNMENT = 8
 """Channels of the heatmap come in multiples of so many: convolutions with fewer miss the tensor cores."""
 
@@ -111,7 +110,7 @@ class PeakHead(nn.Module):
         self._num_columns = first[-1]
         like = _convolutions(groups[0], names[0])[0].weight
         width = like.shape[1]
-        padded = max(MIN_EXTENT, 1 << (width - 1).bit_length())
+        padded = max(MIN_EXTENT, power_of_two(width))
         outputs = max(CENTER_BRANCHES.values())
         hidden_weights = like.new_zeros(len(groups), len(names), 9, padded, padded)
         hidden_bias = like.new_zeros(len(groups), len(names), padded)

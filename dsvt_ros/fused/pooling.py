@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import descriptor, half, multiply, num_warps
+from dsvt_ros.fused.bev import descriptor, multiply, num_warps
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.set_attention import AttentionPooling
 
 MAX_SLOTS = 16

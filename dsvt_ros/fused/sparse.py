@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, is_hopper, num_warps
+from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, is_hopper, num_warps
+from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.fused.pooling import FusedPooling
 from dsvt_ros.fused.structures import FusedStage, ShiftSets
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.set_attention import AttentionPooling, SetAttentionBackbone, SetAttentionEncoder
 
-MIN_EXTENT = 16
-"""Of a block: what tensor cores take."""
 MAX_CHUNK = 64
 MAX_HIDDEN = 64
 MAX_PARTS = 4
@@ -241,8 +241,8 @@ def _sets(layer: Layer, stage: FusedStage) -> ShiftSets:
 
 
 def _padded(size: int) -> int:
-    """Blocks have powers of two as extents."""
-    return max(MIN_EXTENT, 1 << (size - 1).bit_length())
+    """An extent with room for so many slots or channels."""
+    return max(MIN_EXTENT, power_of_two(size))
 
 
 def _largest_divisor(size: int, limit: int) -> int:

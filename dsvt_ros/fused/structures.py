@@ -1,8 +1,11 @@
-"""What flows between the fused stages. Tensors have a fixed capacity; how many rows count, only the device knows.
+"""What flows between the stages of a whole frame.
+
+Tensors have a fixed capacity; how many rows count, only the device knows. Rows beyond a count hold anything, unless a
+stage that needs more says so.
 
 Letters as in `dsvt_ros.structures`; here N and V are capacities, S is the capacity of a window shift's sets, and B the
 number of clouds. A cell of a grid (nx, ny, nz) has the number ``((batch * nx + x) * ny + y) * nz + z``; voxels are
-numbered in the order of their cells. Rows beyond a count hold anything.
+numbered in the order of their cells.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsvt_ros.config import CenterHeadConfig, ModelConfig, PostprocessConfig
 from dsvt_ros.errors import ConfigError
+from dsvt_ros.fused.extents import power_of_two
 from dsvt_ros.fused.peaks import Peaks
 from dsvt_ros.postprocess import class_groups, turn_rad
 from dsvt_ros.structures import Boxes3D, DeviceBoxes
@@ -112,7 +113,7 @@ class Suppressor:
         from dsvt_ros.kernels import nms as kernels
 
         count, columns = rows.shape[0] * rows.shape[1] // num_groups, rows.shape[2]
-        padded = max(kernels.BITS.value, 1 << (count - 1).bit_length())
+        padded = max(kernels.BITS.value, power_of_two(count))
         num_words = padded // kernels.BITS.value
         words = rows.new_empty(num_groups, num_words, padded, dtype=torch.int32)
         kernels.overlaps[-(-count // kernels.BITS.value), -(-count // LATER), num_groups](

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsvt_ros.capacity import columns_by_distance
 from dsvt_ros.config import ModelConfig, PreprocessConfig
+from dsvt_ros.fused.extents import power_of_two
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS, FusedVoxels, Grid, Segments
 
 POINT_ROWS = 256
@@ -50,7 +52,7 @@ class Voxelizer:
 
         self._limits = torch.tensor([model.point_cloud_range[:3], model.voxel_size], device=device)
         self._fill = torch.tensor([feature.fill for feature in model.features], device=device)
-        self._column_at = _columns_by_distance(model, clouds).to(device)
+        self._column_at = columns_by_distance(model, clouds).int().to(device)
         self._position_of_column = torch.empty_like(self._column_at)
         self._position_of_column[self._column_at.long()] = torch.arange(
             self._num_columns, dtype=torch.int32, device=device
@@ -101,7 +103,7 @@ class Voxelizer:
         point_programs = -(-num_points // POINT_ROWS)
         sizes = {"NX": nx, "NY": ny, "NZ": nz}
         cell_blocks = {"BLOCK": self._block, "BLOCKS": self._blocks, "SEGMENT": SEGMENT_POINTS}
-        by_columns = {"NZ": nz, "PADDED_NZ": _padded(nz), "COLUMNS": COLUMN_ROWS}
+        by_columns = {"NZ": nz, "PADDED_NZ": power_of_two(nz), "COLUMNS": COLUMN_ROWS}
         warps = self._block // WARP_CELLS
         names = model.feature_names
         tanh = sum(1 << i for i, feature in enumerate(model.features) if feature.scale == "tanh")
@@ -125,7 +127,7 @@ class Voxelizer:
         kernels.drop_farthest[(self._blocks,)](
             self._points_in_cell, self._block_sums, self._totals, self._column_at, self._position_of_column,
             occupied, column_sums, room, self._num_columns, self._num_cells,
-            COLUMN_BLOCKS=_padded(column_blocks),
+            COLUMN_BLOCKS=power_of_two(column_blocks),
             num_warps=warps,
             **by_columns,
             **cell_blocks,
@@ -148,22 +150,7 @@ class Voxelizer:
             SEGMENT=SEGMENT_POINTS,
             SCALE=OFFSET_SCALE,
             ROWS=POINT_ROWS,
-            CLEARED=_padded(-(-2 * self._blocks // max(1, point_programs))),
+            CLEARED=power_of_two(-(-2 * self._blocks // max(1, point_programs))),
             **sizes,
         )  # fmt: skip
         return voxels
-
-
-def _columns_by_distance(model: ModelConfig, clouds: int) -> Tensor:
-    """(B nx ny,) int32: columns in the order in which `capacity.keep_nearest` keeps their voxels."""
-    nx, ny, _ = model.grid_size
-    size, minimum = model.voxel_size, model.point_cloud_range
-    x = (torch.arange(nx, dtype=torch.float64) + 0.5) * size[0] + minimum[0]
-    y = (torch.arange(ny, dtype=torch.float64) + 0.5) * size[1] + minimum[1]
-    squared = (x * x)[:, None] + (y * y)[None, :]
-    return torch.argsort(squared.flatten().repeat(clouds), stable=True).int()
-
-
-def _padded(size: int) -> int:
-    """Blocks have powers of two as extents."""
-    return 1 << (size - 1).bit_length()

@@ -230,6 +230,14 @@ def raw_from_msg(msg: CloudLike, columns: Sequence[str], fill: Fill | None = Non
     return RawCloud(data[: layout.height * layout.row_step], layout, fields)
 
 
+def raw_from_points(points: NDArray[np.float32], columns: Sequence[str]) -> RawCloud:
+    """(N, C) points as a cloud that was received; raises as `cloud_parts_from_points`."""
+    parts = cloud_parts_from_points(points, columns)
+    num_bytes, width = len(parts.data), len(points)
+    layout = CloudLayout(parts.fields, parts.point_step, num_bytes, 1, width, parts.is_bigendian)
+    return RawCloud(np.frombuffer(parts.data, np.uint8), layout, parts.fields)
+
+
 def column_from_msg(msg: CloudLike, column: str) -> NDArray[np.generic]:
     """One column in the message's own number type: float32 cannot hold absolute times.
 

@@ -56,7 +56,6 @@ _gelu_slope = gluon.jit(gelu_slope.fn)  # the same source in the other language
 
 SUMS = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
 OPERAND = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2))
-BY_ROW = gl.constexpr(gl.SliceLayout(1, SUMS))
 BY_COLUMN = gl.constexpr(gl.SliceLayout(0, SUMS))
 # A thread's sums are pairs of neighbouring columns, 8 apart. Weights are in such an order that these pairs are the
 # neighbouring channels NATURAL: 8 of them, 16 bytes in memory, 32 apart.

@@ -91,9 +91,9 @@ class PaddedBoxFinder:
         return torch.cat([rows, words], 2).view(clouds, -1, self.columns)
 
     def settle(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, M, columns) rows on the host to (B, M, box_size + 3), see `fused.suppress.boxes_from_rows`."""
+        """(B, M, columns) rows on the host to new (B, M, box_size + 3), see `fused.suppress.boxes_from_rows`."""
         width = self.columns - self._words
-        settled = np.ascontiguousarray(rows[..., :width])
+        settled = np.array(rows[..., :width])
         groups = settled.reshape(-1, self._candidates, width)
         overlaps = rows[..., width:].astype(np.uint16).reshape(-1, self._candidates, self._words)
         for group, words in zip(groups, overlaps, strict=True):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dsvt_ros.config import ModelConfig
 from dsvt_ros.constants import constant
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.pillar_encoder import PillarEncoder, PointNetLayer
 from dsvt_ros.padded.structures import SortedVoxels
-from dsvt_ros.padded.weights import half
 
 
 class PaddedEncoder:

@@ -30,7 +30,7 @@ class PaddedPartition:
     """Splits the voxels of each window into sets, for all stages, without the host waiting for numbers of them.
 
     In what it gives, `order` holds every row of the voxels once, those beyond their number at the end, and sets beyond
-    their number are empty.
+    their number are empty: `PaddedBackbone3d` needs both.
     """
 
     def __init__(self, model: ModelConfig, device: torch.device, voxels: int, clouds: int = 1) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.export.networks import to_half
 from dsvt_ros.fused.structures import FusedStage, ShiftSets
+from dsvt_ros.fused.weights import half
 from dsvt_ros.model.set_attention import SetAttentionBackbone, SetAttentionEncoder
 from dsvt_ros.padded.attention import SetAttention, set_attention
-from dsvt_ros.padded.weights import half
 from dsvt_ros.structures import Pooling
 
 Place = tuple[int, int]
@@ -54,7 +54,10 @@ class Layer:
 
 
 class PaddedBackbone3d:
-    """`SetAttentionBackbone` on stages of fixed capacity, as `PaddedPartition` makes them."""
+    """`SetAttentionBackbone` on stages of fixed capacity, as `PaddedPartition` makes them.
+
+    It moves all rows, those beyond the number of voxels too, so `order` must hold each row once.
+    """
 
     def __init__(self, backbone: SetAttentionBackbone, config: Backbone3dConfig, device: torch.device) -> None:
         """Take over the weights of a backbone whose position embeddings are tables.

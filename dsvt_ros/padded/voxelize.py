@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from dsvt_ros.capacity import columns_by_distance
 from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.constants import constant
 from dsvt_ros.fused.structures import Grid
@@ -30,11 +33,7 @@ class PaddedVoxelizer:
             clouds: How many clouds that tensor holds.
         """
         self._model, self._voxels, self._clouds = model, voxels, clouds
-        self._cell_by_distance = _cells_by_distance(model, clouds).to(device)
-        numbers = torch.arange(len(self._cell_by_distance), dtype=torch.int32, device=device)
-        self._rank_of_cell = torch.empty_like(numbers)
-        self._rank_of_cell[self._cell_by_distance.long()] = numbers
-        self._cells = numbers
+        self._cells, self._cell_by_distance, self._rank_of_cell = _tables(model, clouds, device)
         self._row = torch.arange(points, dtype=torch.int32, device=device)
 
     def __call__(self, points: Tensor, ends: Tensor, pose: Tensor, config: PreprocessConfig) -> SortedVoxels:
@@ -99,12 +98,13 @@ class PaddedVoxelizer:
         return grid, count[-1:] - num_voxels
 
 
-def _cells_by_distance(model: ModelConfig, clouds: int) -> Tensor:
-    """(B nx ny nz,) int32: cells in the order in which `capacity.keep_nearest` keeps their voxels."""
-    nx, ny, nz = model.grid_size
-    size, minimum = model.voxel_size, model.point_cloud_range
-    x = (torch.arange(nx, dtype=torch.float64) + 0.5) * size[0] + minimum[0]
-    y = (torch.arange(ny, dtype=torch.float64) + 0.5) * size[1] + minimum[1]
-    squared = (x * x)[:, None] + (y * y)[None, :]
-    columns = torch.argsort(squared.flatten().repeat(clouds), stable=True)
-    return (columns[:, None] * nz + torch.arange(nz)).flatten().int()
+@lru_cache(maxsize=1)  # frames of all sizes share them; each holds those that it uses
+def _tables(model: ModelConfig, clouds: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of B clouds (B nx ny nz,) int32 each: the cells by number, the same by distance, and where each is in these."""
+    nz = model.grid_size[2]
+    columns = columns_by_distance(model, clouds)
+    by_distance = (columns[:, None] * nz + torch.arange(nz)).flatten().int().to(device)
+    numbers = torch.arange(len(by_distance), dtype=torch.int32, device=device)
+    rank = torch.empty_like(numbers)
+    rank[by_distance.long()] = numbers
+    return numbers, by_distance, rank

@@ -60,7 +60,8 @@ def fake_cuda(monkeypatch):
     replayed, captures = [], []
 
     @contextlib.contextmanager
-    def capture(graph, pool, capture_error_mode):
+    def capture(graph, pool, stream, capture_error_mode):
+        assert stream == "the stream of device 1"
         captures.append((graph, pool, capture_error_mode))
         yield
 
@@ -72,6 +73,8 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("dsvt_ros.cuda_graph._capture_stream", "the stream of device {}".format)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(replayed))
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr("dsvt_ros.cuda_graph.timing_event", lambda: FakeEvent(replayed))
@@ -107,6 +110,17 @@ def test_what_is_timed(fake_cuda):
         assert replayed == [captured for captured, _, _ in captures[1:]]
     assert len(captures) == 3
     assert {pool for _, pool, _ in captures} == {"pool"}
+
+
+def test_stages_after_an_attempt_that_failed(fake_cuda):
+    values, other = torch.ones(3), torch.ones(4)
+    graph = FrameGraph(lambda stage: stage("add", torch.add, stage("double", double, values), other[: len(values)]), 0)
+    other.resize_(2)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        graph.replay_stages()
+    other.resize_(4)
+    assert list(graph.replay_stages()) == ["double", "add"]
+    assert len(fake_cuda[0]) == 2
 
 
 def test_the_output_belongs_to_what_was_replayed_last(fake_cuda):
@@ -181,3 +195,15 @@ def test_two_graphs_of_one_pool():
         assert first.output.tolist() == [6] * 5
         second.replay()
         assert second.output.tolist() == [4] * 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_graphs_on_two_devices():
+    for device in range(2):
+        with torch.cuda.device(device):
+            values, other = torch.zeros(5, device="cuda"), torch.zeros(5, device="cuda")
+            graph = FrameGraph(two_stages(values, other), torch.cuda.graph_pool_handle())
+            values.fill_(3)
+            graph.replay()
+            assert graph.output.tolist() == [5] * 5

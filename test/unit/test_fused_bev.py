@@ -358,7 +358,7 @@ def test_every_tile():
 def test_weights_beyond_float16(make):
     conv = (nn.Conv2d if make is FusedConvolution else nn.ConvTranspose2d)(16, 16, 2, 2).requires_grad_(False)
     conv.weight[3, 4, 0, 1] = -1e5
-    with pytest.raises(EngineError, match=r"up to 1e\+05 are beyond the range of float16 \(65504\); use torch"):
+    with pytest.raises(EngineError, match=r"up to 1e\+05 are beyond the range of float16 \(65504\): use torch"):
         make(conv)
 
 

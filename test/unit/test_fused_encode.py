@@ -183,5 +183,5 @@ def test_weights_beyond_float16():
     model = model_of((16, 16))
     encoder = copy.deepcopy(encoder_of(model))
     encoder.pfn_layers[1].linear.weight[0, 0] = 1e5
-    with pytest.raises(EngineError, match=r"up to 1e\+05, beyond the range of float16"):
+    with pytest.raises(EngineError, match=r"up to 1e\+05 are beyond the range of float16"):
         FusedEncoder(encoder, model, 10)

@@ -23,8 +23,9 @@ from dsvt_ros.config import (
     StageConfig,
     with_overrides,
 )
-from dsvt_ros.errors import ConfigError
+from dsvt_ros.errors import ConfigError, PointCloudError
 from dsvt_ros.fused import frame, ground
+from dsvt_ros.fused.decode import CloudDecoder
 from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
 from dsvt_ros.ground import ground_height
@@ -324,6 +325,26 @@ def test_one_cloud_after_the_other():
         assert taken == [0, 1]
     assert next(answers, None) is None
     assert list(detector.detect_all([])) == []
+
+
+def test_clouds_before_one_that_is_refused_are_answered():
+    detector, points = triton_detector(), points_of(50)
+    expected = detector.detect(points)
+    answers = detector.detect_all([points, points[:, :3], points])
+    assert_same_bytes(next(answers), expected)
+    with pytest.raises(PointCloudError, match="takes 4 columns"):
+        next(answers)
+    assert next(answers, None) is None
+
+
+def test_warm_up_reads_received_clouds(monkeypatch):
+    """Or the kernel that does would be compiled while the first one waits."""
+    monkeypatch.setattr("dsvt_ros.detector.WARM_UP_POINTS", {DEVICE.type: (2,)})
+    read = []
+    monkeypatch.setattr(CloudDecoder, "__call__", lambda _, clouds, points: read.append(clouds))
+    triton_detector().warm_up()
+    (((cloud, first_row),),) = read
+    assert (cloud.shape, first_row) == ((2, 4), 0)
 
 
 def test_options_change_between_clouds():

@@ -161,5 +161,5 @@ def test_more_slots_than_the_kernels_take():
 def test_weights_beyond_float16(weight):
     pooling = pooling_of(16, 2)
     pooling.self_attn.get_parameter(weight)[0, 0] = 1e6
-    with pytest.raises(EngineError, match=r"beyond the range of float16 \(65504\); use torch"):
+    with pytest.raises(EngineError, match=r"beyond the range of float16 \(65504\): use torch"):
         FusedPooling(pooling, 16)

@@ -261,5 +261,5 @@ def test_sizes_that_the_kernels_do_not_take(sizes, message):
 def test_weights_beyond_float16(layer):
     network = tiny_network().to(DEVICE)
     network.backbone_3d.get_submodule(f"stage_0.0.encoder_list.0.win_attn.{layer}").weight[0, 0] = 1e5
-    with pytest.raises(EngineError, match=r"up to 1e\+05 are beyond the range of float16 \(65504\); use torch"):
+    with pytest.raises(EngineError, match=r"up to 1e\+05 are beyond the range of float16 \(65504\): use torch"):
         fused(network)

@@ -7,7 +7,8 @@ import torch
 from fused_fixtures import DEVICE, interpreted, needs_triton
 from torch.nn.functional import gelu, layer_norm
 
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, half, num_warps
+from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, num_warps
+from dsvt_ros.fused.weights import half
 
 _interpreter = interpreted("hopper_layer", "set_attention")
 pytestmark = needs_triton

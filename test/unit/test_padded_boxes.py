@@ -151,6 +151,15 @@ def test_proposals(geometry):
     assert 5 < len(assert_same_boxes(maps, model, config)) < 45
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_settled_rows_share_no_memory(count):
+    """The next frame writes where rows come from."""
+    finder = PaddedBoxFinder(tiny_config(), replaced(max_candidates=count), None, DEVICE)
+    rows = np.ones((1, count, finder.columns), np.float32)
+    assert not np.shares_memory(finder.settle(rows), rows)
+    assert (rows == 1).all()
+
+
 # ------------------------------------------------------------------------------------------------------ decoded boxes
 
 

@@ -149,6 +149,18 @@ def test_repeated_runs_give_the_same_bytes(name):
     assert list(frames._frames) == [(64, 1), (128, 1)]
 
 
+def test_a_frame_that_fails_to_begin():
+    """Those before it end at once: the next one may take memory on the host that they are read from."""
+    frames, points = frames_of("tiny"), points_of("tiny", 50)
+    expected = frames([points], [np.eye(4)]).rows.tobytes()
+    before = frames.begin([points], [np.eye(4)])
+    with pytest.raises(ValueError, match="broadcast"):
+        frames.begin([points_of("tiny", 60, seed=1)], [np.eye(3)])
+    assert not frames._under_way
+    assert frames([points], [np.eye(4)]).rows.tobytes() == expected
+    assert before().rows.tobytes() == expected
+
+
 def test_detector():
     detector = Detector(network_of("tiny"), config_of(), DEVICE, networks_of("tiny"))
     assert (detector.backend, detector.precision) == ("torch", "fp16")

@@ -22,6 +22,7 @@ from dsvt_ros.io.pointcloud2 import (
     match_column,
     points_from_msg,
     raw_from_msg,
+    raw_from_points,
 )
 
 INT8, UINT8, INT16, UINT16, INT32, UINT32, FLOAT32, FLOAT64 = range(1, 9)
@@ -243,6 +244,7 @@ def test_parts_of_a_cloud_round_trip(rows, columns):
         parts.data, parts.is_bigendian,
     )  # fmt: skip
     np.testing.assert_array_equal(points_from_msg(cloud, columns), points)
+    np.testing.assert_array_equal(raw_from_points(points, columns).points(), points)
 
 
 def test_parts_accept_other_types_and_strides():
