@@ -183,7 +183,7 @@ class Detector:
             Boxes in the frame of `points`, ordered by class, then by descending score.
 
         Raises:
-            PointCloudError: `points` has another number of columns.
+            PointCloudError: `points` are no numbers, or have another number of columns.
         """
         self._clock.restart()
         if self._frames is not None:
@@ -327,7 +327,7 @@ class Detector:
 
     def _checked(self, points: ArrayLike | Tensor | RawCloud) -> Tensor | RawCloud:
         columns = self.model.feature_names
-        cloud = points if isinstance(points, (Tensor, RawCloud)) else torch.as_tensor(np.asarray(points))
+        cloud = points if isinstance(points, (Tensor, RawCloud)) else _tensor_of(points)
         if len(cloud.shape) != 2 or cloud.shape[1] != len(columns):
             raise PointCloudError(
                 f"model {self.model.name} takes {len(columns)} columns ({', '.join(columns)}), "
@@ -372,6 +372,17 @@ class Detector:
             labels=found.labels[keep].cpu().numpy(),
             class_names=self.model.class_names,
         )
+
+
+def _tensor_of(points: ArrayLike) -> Tensor:
+    """A float32 tensor, which shares memory with an array where torch can."""
+    try:
+        array = np.asarray(points, np.float32)
+    except (TypeError, ValueError) as error:
+        raise PointCloudError(f"points must be an array of numbers: {error}") from error
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.from_numpy(array)
 
 
 def choose_device(device: str) -> torch.device:

@@ -104,6 +104,27 @@ def test_accepts_tensors_lists_and_doubles(detector, points):
         np.testing.assert_array_equal(detector.detect(same).boxes, expected.boxes)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda points: points[::-1],
+        lambda points: np.frombuffer(points.tobytes(), np.float32).reshape(points.shape),
+        lambda points: points.astype(">f4"),
+        lambda points: np.repeat(points, 2, axis=1)[:, ::2],
+    ],
+    ids=["backwards", "read-only", "big-endian", "every other column"],
+)
+def test_points_of_any_array(detector, points, given):
+    expected, found = detector.detect(points), detector.detect(given(points))
+    assert np.allclose(found.boxes, expected.boxes, atol=1e-5)
+
+
+def test_points_that_are_no_numbers(detector):
+    with pytest.raises(PointCloudError, match="points must be an array of numbers: could not convert"):
+        detector.detect([["a", "b", "c", "d"]])
+
+
 def test_received_clouds(detector, points):
     fields = [CloudField(name, 4 * i + 1, FLOAT32) for i, name in enumerate("zyxi")]
     cloud = Packer(fields, 19).cloud([points[:, [2, 1, 0, 3]].astype(float).tolist()])
