@@ -1,69 +1,45 @@
 """Voxels made by kernels against the torch code, point by point and bit by bit."""
 
-import dataclasses
-import math
-
-import numpy as np
 import pytest
 import torch
 from fused_fixtures import DEVICE, interpreted, needs_triton
-from tiny import tiny_config, tiny_voxel_config
+from tiny import tiny_voxel_config
+from voxel_cases import (
+    COUNTS,
+    EXACT,
+    LENGTHS,
+    MODELS,
+    PILLARS,
+    ROOMS,
+    ROOMS_OF_TWO,
+    VOXELS,
+    at_borders,
+    cloud,
+    inputs_of,
+    missing_returns,
+    scattered,
+    several_clouds,
+    small,
+    turned,
+    two_clouds,
+    with_scaled_columns,
+)
 
 from dsvt_ros.capacity import keep_nearest
-from dsvt_ros.config import PointFeature, PreprocessConfig
+from dsvt_ros.config import PreprocessConfig
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS
 from dsvt_ros.fused.voxelize import Voxelizer
-from dsvt_ros.poses import pose_matrix
-from dsvt_ros.preprocess import drop_missing, is_return, scale_features, transform
+from dsvt_ros.preprocess import is_return, scale_features
 from dsvt_ros.voxelization import voxelize
 
 _interpreter = interpreted("voxelization")
 pytestmark = needs_triton
 
-EXACT = PreprocessConfig(scale_features=False)
-"""Leaves the values of points as they are."""
 
-
-def small(model, cells):
-    """`model` over `cells` by `cells` columns around the origin."""
-    x, y, _ = (size * cells / 2 for size in model.voxel_size)
-    z = model.point_cloud_range
-    return dataclasses.replace(model, point_cloud_range=(-x, -y, z[2], x, y, z[5]))
-
-
-PILLARS, VOXELS = small(tiny_config(), 16), small(tiny_voxel_config(), 12)
-MODELS = pytest.mark.parametrize("model", [PILLARS, VOXELS], ids=["pillars", "voxels"])
-
-
-def scattered(model, count, seed=0):
-    """Points in and around the range."""
-    rng = np.random.default_rng(seed)
-    low, high = np.array(model.point_cloud_range[:3]), np.array(model.point_cloud_range[3:])
-    xyz = rng.uniform(low - 0.5, high + 0.5, (count, 3))
-    return cloud(np.column_stack([xyz, rng.uniform(0, 1, (count, len(model.features) - 3))]))
-
-
-def cloud(rows):
-    return torch.as_tensor(np.asarray(rows, np.float32), device=DEVICE)
-
-
-def in_room(points, rows):
-    """The points, and garbage behind them."""
-    return torch.cat([points, points.new_full((rows - len(points), points.shape[1]), 0.5)])
-
-
-def ends_of(*lengths):
-    return torch.tensor(lengths, device=DEVICE).cumsum(0).int()
-
-
-def poses_of(*poses):
-    return torch.as_tensor(np.stack(poses)[:, :3], dtype=torch.float32, device=DEVICE).contiguous()
-
-
-def run(model, points, voxels=400, config=EXACT, pose=None, rows=None):
-    rows = len(points) if rows is None else rows
-    make = Voxelizer(model, DEVICE, rows, voxels)
-    return make(in_room(points, rows), ends_of(len(points)), poses_of(np.eye(4) if pose is None else pose), config)
+def run(model, *clouds, poses=None, room=400, rows=None, config=EXACT):
+    """With room for no more points than there are unless `rows` says so."""
+    rows = sum(map(len, clouds)) if rows is None else rows
+    return Voxelizer(model, DEVICE, rows, room, len(clouds))(*inputs_of(clouds, rows, poses), config)
 
 
 def coords_of(found):
@@ -117,10 +93,10 @@ def assert_equal(found, expected, model):
 
 
 @MODELS
-@pytest.mark.parametrize("count", [0, 1, 300, 700])
+@COUNTS
 def test_same_as_torch(model, count):
     points = scattered(model, count)
-    found = run(model, points, voxels=1200, rows=700)
+    found = run(model, points, room=1200, rows=700)
     expected = voxelize(points, model)
     assert_equal(found, expected, model)
     assert found.num_points.item() == len(expected.points)
@@ -136,26 +112,15 @@ def test_all_points_in_one_voxel(count):
     points = scattered(PILLARS, count)
     points[:, :2] = points[:, :2].remainder(0.3) + 0.01
     points[:, 2] = points[:, 2].clamp(-1.9, 3.9)
-    found = run(PILLARS, points, voxels=1)
+    found = run(PILLARS, points, room=1)
     assert found.segments.num_segments.item() == -(-count // SEGMENT_POINTS)
     assert_equal(found, voxelize(points, PILLARS), PILLARS)
 
 
 @MODELS
 def test_points_at_the_borders_of_cells(model):
-    """The nearest float32 numbers on both sides of every border, also of the range."""
-    borders = [
-        np.float32(model.point_cloud_range[axis]) + np.float32(size) * np.arange(-1, cells + 2, dtype=np.float32)
-        for axis, (size, cells) in enumerate(zip(model.voxel_size, model.grid_size, strict=True))
-    ]
-    near = [np.concatenate([np.nextafter(b, b - 1), b, np.nextafter(b, b + 1)]) for b in borders]
-    rng = np.random.default_rng(0)
-    xyz = np.column_stack([rng.choice(values, 2000) for values in near])
-    points = cloud(np.column_stack([xyz, np.zeros(2000)]))
-    points = points[is_return(points, EXACT)]
-    expected = voxelize(points, model)
-    assert 0 < len(expected.points) < len(points)
-    assert_equal(run(model, points, voxels=1200), expected, model)
+    points = at_borders(model)
+    assert_equal(run(model, points, room=1200), voxelize(points, model), model)
 
 
 def test_values_beyond_any_range():
@@ -170,26 +135,12 @@ def test_values_beyond_any_range():
 
 
 def test_missing_returns():
-    nan, inf = math.nan, math.inf
-    points = cloud([
-        [nan, 1, 1, 0], [1, nan, 1, 0], [1, 1, nan, 0], [inf, 1, 1, 0], [1, -inf, 1, 0], [0, 0, 0, 0],
-        [0.5, 0, 0, 1], [0.25, 0, 0, 1], [1, 1, 1, nan], [1, 1, 1, inf], [1, 1, 1, -inf], [-1, 1, 1, 2],
-    ])  # fmt: skip
-    model = dataclasses.replace(PILLARS, features=(*PILLARS.features[:3], PointFeature("intensity", fill=0.25)))
-    config = dataclasses.replace(EXACT, min_range=0.5)
-    found = run(model, points, config=config)
-    expected = voxelize(drop_missing(points, model, config), model)
-    assert len(expected.points) == 5
-    assert_equal(found, expected, model)
+    model, config, points, expected = missing_returns()
+    assert_equal(run(model, points, config=config), expected, model)
 
 
 def test_features_are_scaled():
-    features = (*PILLARS.features[:3], PointFeature("intensity", "tanh"), PointFeature("elongation", "tanh"))
-    model = dataclasses.replace(PILLARS, features=(*features, PointFeature("time")))
-    points = scattered(model, 200)
-    points[:, 3] *= 255
-    points[:100, 4] -= 0.5
-    points[0, 4], points[1, 4] = -500, 500
+    model, points = with_scaled_columns()
     for config in (PreprocessConfig(intensity_scale=1 / 255), PreprocessConfig(), EXACT):
         found = run(model, points, config=config)
         inside = voxel_of_point(found) >= 0
@@ -200,12 +151,8 @@ def test_features_are_scaled():
 
 def test_pose():
     """Points as torch moves them, up to rounding, and voxels of the points as moved; nearness is that to the sensor."""
-    pose = pose_matrix((0.3, -0.4, 0.5, 0.1, -0.2, 2.0))
-    points = scattered(VOXELS, 300)
-    points[0, :3] = 0.05
-    config = dataclasses.replace(EXACT, min_range=1.0)
-    found = run(VOXELS, points, voxels=1200, pose=pose, config=config)
-    moved = transform(points, torch.as_tensor(pose, dtype=torch.float32, device=DEVICE))
+    pose, config, points, moved = turned()
+    found = run(VOXELS, points, poses=[pose], room=1200, config=config)
     inside = voxel_of_point(found) >= 0
     torch.testing.assert_close(found.points[inside], moved[inside], rtol=0, atol=1e-6)
     exact = torch.where(inside[:, None], found.points, moved)
@@ -216,13 +163,13 @@ def test_pose():
 
 
 @MODELS
-@pytest.mark.parametrize("room", [1, 2, 57, 99, 100, 101, 144])
+@ROOMS
 def test_the_farthest_voxels_are_dropped(model, room):
     """Many columns are as far as others, and a column of voxels may be cut."""
     points = scattered(model, 500)
     everything = voxelize(points, model)
     assert len(everything) > 144
-    found = run(model, points, voxels=room, rows=600)
+    found = run(model, points, room=room, rows=600)
     assert_equal(found, keep_nearest(everything, model, room), model)
     assert found.num_points.item() == len(everything.points)
     assert found.num_dropped.item() == len(everything) - room
@@ -231,7 +178,7 @@ def test_the_farthest_voxels_are_dropped(model, room):
 def test_as_many_as_there_is_room_for():
     points = scattered(PILLARS, 300)
     expected = voxelize(points, PILLARS)
-    found = run(PILLARS, points, voxels=len(expected))
+    found = run(PILLARS, points, room=len(expected))
     assert_equal(found, expected, PILLARS)
     assert found.num_dropped.item() == 0
 
@@ -244,38 +191,24 @@ def test_blocks_of_cells_and_columns(room, monkeypatch):
     points = scattered(model, 1500)
     everything = voxelize(points, model)
     assert 700 < len(everything) < 2000
-    assert_equal(run(model, points, voxels=room), keep_nearest(everything, model, room), model)
+    assert_equal(run(model, points, room=room), keep_nearest(everything, model, room), model)
 
 
 # ------------------------------------------------------------------------------------------------------ several clouds
 
 
-@pytest.mark.parametrize("lengths", [(200, 0, 150), (0, 0, 5), (1, 200, 1), (0, 0, 0)])
+@LENGTHS
 def test_several_clouds(lengths):
-    poses = [pose_matrix(pose) for pose in ((), (0.25, 0, 0, 0, 0, 0), (0, -0.5, 0.25, 0, 0, 0))]
-    points = scattered(VOXELS, sum(lengths))
-    found = Voxelizer(VOXELS, DEVICE, 400, 900, clouds=3)(
-        in_room(points, 400), ends_of(*lengths), poses_of(*poses), EXACT
-    )
-    batch = torch.arange(3, device=DEVICE).repeat_interleave(torch.tensor(lengths, device=DEVICE))
-    shift = torch.as_tensor(np.stack(poses)[:, :3, 3], dtype=torch.float32, device=DEVICE)[batch]
-    moved = torch.cat([points[:, :3] + shift, points[:, 3:]], 1)
-    returned = is_return(points, EXACT)
-    assert_equal(found, voxelize(moved[returned], VOXELS, batch[returned]), VOXELS)
+    clouds, poses, expected = several_clouds(lengths)
+    assert_equal(run(VOXELS, *clouds, poses=poses, room=900, rows=400), expected, VOXELS)
 
 
 @MODELS
-@pytest.mark.parametrize("room", [1, 150, 201])
+@ROOMS_OF_TWO
 def test_clouds_share_the_room(model, room):
     """The nearest voxels of all clouds are kept; of equals those of the first cloud, then by cell."""
-    points = scattered(model, 600)
-    batch = torch.arange(2, device=DEVICE).repeat_interleave(300)
-    found = Voxelizer(model, DEVICE, 600, room, clouds=2)(
-        points, ends_of(300, 300), poses_of(np.eye(4), np.eye(4)), EXACT
-    )
-    points = points[is_return(points, EXACT)]
-    assert len(points) == 600
-    assert_equal(found, keep_nearest(voxelize(points, model, batch), model, room), model)
+    clouds, everything = two_clouds(model)
+    assert_equal(run(model, *clouds, room=room), keep_nearest(everything, model, room), model)
 
 
 # -------------------------------------------------------------------------------------------------- one after another
@@ -287,7 +220,7 @@ def test_calls_leave_nothing_behind():
     clouds = [scattered(VOXELS, count, seed) for seed, count in enumerate((300, 600, 0, 300))]
     runs = []
     for points in (*clouds, *clouds):
-        found = make(in_room(points, 600), ends_of(len(points)), poses_of(np.eye(4)), EXACT)
+        found = make(*inputs_of([points], 600), EXACT)
         assert_equal(found, keep_nearest(voxelize(points, VOXELS), VOXELS, 200), VOXELS)
         count = found.grid.num_voxels.item()
         runs.append([found.grid.voxel_of_cell, found.segments.offset_sum[:count], found.num_points, found.num_dropped])
