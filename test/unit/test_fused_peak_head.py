@@ -1,44 +1,20 @@
 """CenterHead at its peaks against its full maps."""
 
-import copy
-
 import pytest
 import torch
 from fused_fixtures import DEVICE, interpreted, needs_triton
-from tiny import randomize
+from maps_at_peaks import HEADS, ONE_GROUP, TWO_GROUPS, head_of, maps_at
 
-from dsvt_ros.config import CenterHeadConfig
 from dsvt_ros.export.networks import to_half
 from dsvt_ros.fused.peak_head import PeakHead
-from dsvt_ros.model.center_head import CenterHead
-from dsvt_ros.model.fold import fold_batch_norms
 
 _interpreter = interpreted("peak_head")
 pytestmark = needs_triton
 
-ONE_GROUP = CenterHeadConfig(shared_channels=64)
-TWO_GROUPS = CenterHeadConfig(
-    shared_channels=8,
-    branches=("center", "center_z", "dim", "rot", "vel", "iou", "hm"),
-    groups=(("pedestrian",), ("cyclist", "car")),
-    bias_before_norm=True,
-)
-HEATMAP_FIRST = CenterHeadConfig(shared_channels=32, branches=("hm", "rot", "dim", "center_z", "center"))
 
-
-class Network(torch.nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.dense_head = CenterHead(config, 24, 3)
-
-
-def heads(config, seed=0):
+def heads(config):
     """A head, and the same for peaks."""
-    torch.manual_seed(seed)
-    head = randomize(Network(config)).dense_head.to(DEVICE)
-    folded = copy.deepcopy(head)
-    with torch.no_grad():
-        fold_batch_norms(folded)
+    head, folded = head_of(config)
     return head, PeakHead(folded).eval()
 
 
@@ -47,18 +23,7 @@ def features(clouds, rows, columns):
     return torch.randn(clouds, 24, rows, columns, device=DEVICE).to(memory_format=torch.channels_last)
 
 
-def maps_at(maps, index, head, num_groups):
-    """(B, G, K, columns) of the full maps at each peak."""
-    cells = maps.heatmap.shape[2] * maps.heatmap.shape[3]
-    cell = (index.long() % cells)[:, :, None]
-    parts = []
-    for name in head.columns:
-        values = getattr(maps, name).unflatten(1, (num_groups, -1)).flatten(3)
-        parts.append(values.gather(3, cell.expand(-1, -1, values.shape[2], -1)).transpose(2, 3))
-    return torch.cat(parts, 3)
-
-
-@pytest.mark.parametrize("config", [ONE_GROUP, TWO_GROUPS, HEATMAP_FIRST], ids=["one", "two", "heatmap first"])
+@HEADS
 def test_every_cell_of_a_small_map(config):
     """Also those at the border and in the corners, in every class."""
     head, ours = heads(config)
@@ -72,7 +37,7 @@ def test_every_cell_of_a_small_map(config):
         found = ours.at_peaks(shared, index)
         again = ours.at_peaks(shared, index)
     torch.testing.assert_close(heatmap, maps.heatmap, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found, maps_at(maps, index, ours, groups), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, maps_at(maps, ours.columns, index), rtol=1e-4, atol=1e-5)
     assert torch.equal(found, again)
 
 
@@ -85,7 +50,7 @@ def test_rows_without_a_peak(num_peaks):
     index[:, 1, num_peaks:] = -1
     with torch.inference_mode():
         found = ours.at_peaks(ours(bev)[1], index)
-        expected = maps_at(head(bev), index.clamp_min(0), ours, 2)
+        expected = maps_at(head(bev), ours.columns, index)
     torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[:, 1, :num_peaks], expected[:, 1, :num_peaks], rtol=1e-4, atol=1e-5)
 
@@ -108,7 +73,7 @@ def test_a_map_of_one_cell():
     index = torch.zeros(1, 1, 1, dtype=torch.int32, device=DEVICE)
     with torch.inference_mode():
         found = ours.at_peaks(ours(bev)[1], index)
-        torch.testing.assert_close(found, maps_at(head(bev), index, ours, 1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, maps_at(head(bev), ours.columns, index), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision():
@@ -125,7 +90,7 @@ def test_half_precision():
         found = ours.at_peaks(shared, index)
         maps = head(bev)
     torch.testing.assert_close(heatmap.float(), maps.heatmap, rtol=0, atol=5e-3)
-    torch.testing.assert_close(found, maps_at(maps, index, ours, 1), rtol=0, atol=5e-3)
+    torch.testing.assert_close(found, maps_at(maps, ours.columns, index), rtol=0, atol=5e-3)
 
 
 def test_columns():
