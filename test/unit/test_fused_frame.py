@@ -8,21 +8,23 @@ import numpy as np
 import pytest
 import torch
 from fused_fixtures import ALL_KERNELS, DEVICE, interpreted, needs_triton
+from small_frames import (
+    assert_alike,
+    assert_drops_the_farthest,
+    assert_same_frame,
+    assert_sees_nothing,
+    boxes_of,
+    network_with_spread_scores,
+    options_of,
+    points_in,
+    stage_by_stage,
+)
 from test_pointcloud2 import FLOAT32, Packer
-from tiny import TINY_CONFIGS, randomize, tiny_config
+from tiny import TINY_CONFIGS, tiny_config
 
 from dsvt_ros import Detector
-from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.backends.triton import TritonNetworks
-from dsvt_ros.comparison import BoxDifference, FoundBoxes
-from dsvt_ros.config import (
-    Backbone2dConfig,
-    Backbone3dConfig,
-    CenterHeadConfig,
-    DetectorConfig,
-    StageConfig,
-    with_overrides,
-)
+from dsvt_ros.config import Backbone2dConfig, Backbone3dConfig, CenterHeadConfig, DetectorConfig, StageConfig
 from dsvt_ros.errors import ConfigError, PointCloudError
 from dsvt_ros.fused import frame, ground
 from dsvt_ros.fused.decode import CloudDecoder
@@ -30,21 +32,13 @@ from dsvt_ros.fused.frame import FusedFrames
 from dsvt_ros.fused.suppress import boxes_from_rows
 from dsvt_ros.ground import ground_height
 from dsvt_ros.io.pointcloud2 import CloudField, raw_from_msg
-from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.poses import pose_matrix
 from dsvt_ros.preprocess import boxes_to_source
 
 _interpreter = interpreted(*ALL_KERNELS)
 pytestmark = needs_triton
 
-THRESHOLD = 0.3
-MARGIN = 0.01
-OPTIONS = {
-    "postprocess.score_threshold": THRESHOLD,
-    "postprocess.max_candidates": 14,
-    "engine.profile.voxels": [90],
-    "preprocess.find_ground": False,
-}
+OPTIONS = {"postprocess.max_candidates": 14, "engine.profile.voxels": [90]}
 STAGES = ["voxelize", "encode", "partition", "sparse", "dense", "decode", "nms", "pack"]
 
 
@@ -73,17 +67,14 @@ def _few_points(monkeypatch):
 
 @functools.cache
 def network_of(name="micro"):
-    """A network over 16 by 12 columns whose scores lie far apart."""
-    config = (TINY_CONFIGS | {"micro": micro_config})[name]()
-    torch.manual_seed(0)
-    network = randomize(DSVT(dataclasses.replace(config, point_cloud_range=(-2.56, -1.92, -2.0, 2.56, 1.92, 4.0))))
-    head = network.dense_head
-    with torch.no_grad():
-        for output in [head.heatmap_head[1]] if name == "tiny_proposals" else [g.hm[1] for g in head.heads_list]:
-            output.weight.mul_(40)
-            if name == "micro":
-                output.bias.fill_(-6)
-    return network.to(DEVICE)
+    """A network over 16 by 12 columns."""
+    model = (TINY_CONFIGS | {"micro": micro_config})[name]()
+    model = dataclasses.replace(model, point_cloud_range=(-2.56, -1.92, -2.0, 2.56, 1.92, 4.0))
+    network = network_with_spread_scores(model)
+    if name == "micro":
+        for group in network.dense_head.heads_list:
+            group.hm[1].bias.fill_(-6)
+    return network
 
 
 @functools.cache
@@ -92,7 +83,7 @@ def triton_networks(name="micro"):
 
 
 def config_of(**changes):
-    return with_overrides(DetectorConfig(), OPTIONS | changes)
+    return options_of(**OPTIONS | changes)
 
 
 def frames_of(name="micro", **changes):
@@ -100,42 +91,11 @@ def frames_of(name="micro", **changes):
 
 
 def torch_detector(name="micro", room=None, **changes):
-    networks = TorchNetworks(network_of(name))
-    networks.max_voxels = room
-    return Detector(network_of(name), config_of(**changes), DEVICE, networks)
+    return stage_by_stage(network_of(name), config_of(**changes), room)
 
 
 def points_of(count, seed=0):
-    rng = np.random.default_rng(seed)
-    low, high = np.array(network_of().config.point_cloud_range).reshape(2, 3)
-    return np.column_stack([rng.uniform(low, high, (count, 3)), rng.uniform(0, 1, count)]).astype(np.float32)
-
-
-def boxes_of(frames, clouds, poses=None):
-    """Boxes of each cloud in its own frame, and the result."""
-    poses = [np.eye(4)] * len(clouds) if poses is None else poses
-    result = frames(clouds, poses)
-    assert result.rows.shape[0] == len(clouds)
-    found = [boxes_from_rows(rows, frames.model, DetectorConfig().postprocess) for rows in result.rows]
-    return [boxes_to_source(boxes, pose) for boxes, pose in zip(found, poses, strict=True)], result
-
-
-def assert_alike(found, expected):
-    """All boxes but those at the threshold or the last candidates, in both directions."""
-    difference = BoxDifference()
-    difference.add(as_found(found), as_found(expected), 0.02, MARGIN)
-    assert difference.expected > 2, "there is something to compare"
-    assert difference.matched == 1
-    assert difference.size_m.largest < 0.02
-    assert difference.yaw_rad.largest < 0.02
-    order = np.lexsort((-found.scores, found.labels))
-    assert (found.scores[order] == found.scores).all(), "those of a class come by descending score"
-
-
-def as_found(boxes):
-    scores = torch.as_tensor(boxes.scores)
-    settled = scores > max(THRESHOLD, boxes.scores.min(initial=1)) + MARGIN
-    return FoundBoxes(torch.as_tensor(boxes.boxes), scores, torch.as_tensor(boxes.labels), settled)
+    return points_in(network_of().config, count, seed)
 
 
 def assert_same_bytes(found, expected):
@@ -149,28 +109,13 @@ def assert_same_bytes(found, expected):
 
 @pytest.mark.parametrize("name", list(TINY_CONFIGS))
 def test_same_as_torch(name):
-    """Two clouds, of sensors that stand and look elsewhere; boxes come back into their frames."""
-    clouds = [points_of(40), points_of(24, seed=1)]
-    poses = [np.eye(4), pose_matrix([0.4, -0.2, 0.3, 0.02, -0.01, 0.7])]
-    reference = torch_detector(name)
-    found, result = boxes_of(frames_of(name), clouds, poses)
-    num_points = num_voxels = 0
-    for cloud, pose, ours in zip(clouds, poses, found, strict=True):
-        assert_alike(ours, reference.detect(cloud, pose))
-        num_points += reference.num_points
-        num_voxels += reference.num_voxels
-    assert (result.num_points, result.num_voxels, result.num_dropped_voxels) == (num_points, num_voxels, 0)
+    assert_same_frame(frames_of(name), torch_detector(name), [points_of(40), points_of(24, seed=1)])
 
 
 def test_more_voxels_than_room():
     """The farthest are dropped, as where an exported network is full."""
-    points = points_of(120)
-    (found,), result = boxes_of(frames_of(**{"engine.profile.voxels": [10, 40]}), [points])
-    reference = torch_detector(room=40)
-    assert_alike(found, reference.detect(points, np.eye(4)))
-    assert result.num_points == reference.num_points == 120
-    assert result.num_voxels == reference.num_voxels
-    assert result.num_dropped_voxels == reference.num_dropped_voxels == result.num_voxels - 40
+    frames = frames_of(**{"engine.profile.voxels": [10, 40]})
+    assert_drops_the_farthest(frames, torch_detector(room=40), points_of(120), 40)
 
 
 def test_preprocessing():
@@ -197,9 +142,7 @@ def test_nothing_to_see(name):
     points[30:, 1] = np.nan
     frames = frames_of(name, **{"postprocess.score_threshold": 0.0})
     for cloud in (points[:0], points) if name == "micro" else (points,):
-        (found,), result = boxes_of(frames, [cloud])
-        assert len(found) == 0
-        assert (result.num_points, result.num_voxels, result.num_dropped_voxels) == (0, 0, 0)
+        assert_sees_nothing(frames, cloud)
 
 
 @pytest.mark.parametrize("empty", [0, 1])

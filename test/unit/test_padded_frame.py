@@ -7,30 +7,28 @@ import numpy as np
 import pytest
 import torch
 from fused_fixtures import DEVICE
-from tiny import TINY_CONFIGS, randomize, write_tiny_model
+from small_frames import (
+    assert_alike,
+    assert_drops_the_farthest,
+    assert_same_frame,
+    assert_sees_nothing,
+    network_with_spread_scores,
+    options_of,
+    points_in,
+    stage_by_stage,
+)
+from tiny import TINY_CONFIGS, write_tiny_model
 
 from dsvt_ros import Detector
 from dsvt_ros.backends.choice import open_networks
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.backends.torch_frames import TorchFrameNetworks
-from dsvt_ros.comparison import BoxDifference, FoundBoxes
-from dsvt_ros.config import DetectorConfig, EngineConfig, with_overrides
+from dsvt_ros.config import EngineConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused import frame
-from dsvt_ros.fused.suppress import boxes_from_rows
-from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.folder import open_model
-from dsvt_ros.poses import pose_matrix
-from dsvt_ros.preprocess import boxes_to_source
 
-THRESHOLD = 0.3
-MARGIN = 0.01
-OPTIONS = {
-    "postprocess.score_threshold": THRESHOLD,
-    "postprocess.max_candidates": 40,
-    "engine.profile.voxels": [150],
-    "preprocess.find_ground": False,
-}
+OPTIONS = {"postprocess.max_candidates": 40, "engine.profile.voxels": [150]}
 CONFIGS = pytest.mark.parametrize("name", list(TINY_CONFIGS))
 
 
@@ -41,14 +39,7 @@ def _small_frames(monkeypatch):
 
 @functools.cache
 def network_of(name):
-    """A network whose scores lie far apart."""
-    torch.manual_seed(0)
-    network = randomize(DSVT(TINY_CONFIGS[name]()))
-    head = network.dense_head
-    with torch.no_grad():
-        for output in [head.heatmap_head[1]] if name == "tiny_proposals" else [g.hm[1] for g in head.heads_list]:
-            output.weight.mul_(40)
-    return network.to(DEVICE)
+    return network_with_spread_scores(TINY_CONFIGS[name]())
 
 
 @functools.cache
@@ -57,74 +48,30 @@ def networks_of(name):
 
 
 def config_of(**changes):
-    return with_overrides(DetectorConfig(), OPTIONS | changes)
+    return options_of(**OPTIONS | changes)
 
 
 def frames_of(name, **changes):
     return frame.FusedFrames(networks_of(name), network_of(name).config, config_of(**changes))
 
 
-def stage_by_stage(name, room=None, **changes):
-    networks = TorchNetworks(network_of(name))
-    networks.max_voxels = room
-    return Detector(network_of(name), config_of(**changes), DEVICE, networks)
+def reference_of(name, room=None):
+    return stage_by_stage(network_of(name), config_of(), room)
 
 
 def points_of(name, count, seed=0):
-    low, high = np.array(network_of(name).config.point_cloud_range).reshape(2, 3)
-    rng = np.random.default_rng(seed)
-    return np.column_stack([rng.uniform(low, high, (count, 3)), rng.uniform(0, 1, count)]).astype(np.float32)
-
-
-def boxes_of(frames, clouds, poses=None):
-    """Boxes of each cloud in its own frame, and the result."""
-    poses = [np.eye(4)] * len(clouds) if poses is None else poses
-    result = frames(clouds, poses)
-    found = [boxes_from_rows(rows, frames.model, DetectorConfig().postprocess) for rows in result.rows]
-    return [boxes_to_source(boxes, pose) for boxes, pose in zip(found, poses, strict=True)], result
-
-
-def assert_alike(found, expected):
-    """All boxes but those at the threshold or the last candidates, in both directions."""
-    difference = BoxDifference()
-    difference.add(as_found(found), as_found(expected), 0.02, MARGIN)
-    assert difference.expected > 2, "there is something to compare"
-    assert difference.matched == 1
-    assert difference.size_m.largest < 0.02
-    assert difference.yaw_rad.largest < 0.02
-
-
-def as_found(boxes):
-    scores = torch.as_tensor(boxes.scores)
-    settled = scores > max(THRESHOLD, boxes.scores.min(initial=1)) + MARGIN
-    return FoundBoxes(torch.as_tensor(boxes.boxes), scores, torch.as_tensor(boxes.labels), settled)
+    return points_in(network_of(name).config, count, seed)
 
 
 @CONFIGS
 def test_same_as_stage_by_stage(name):
-    """Two clouds, of sensors that stand and look elsewhere; boxes come back into their frames.
-
-    With these, no two cells are so alike that rounding decides which one becomes the last proposal.
-    """
-    clouds = [points_of(name, 60), points_of(name, 44, seed=2)]
-    poses = [np.eye(4), pose_matrix([0.4, -0.2, 0.3, 0.02, -0.01, 0.7])]
-    reference = stage_by_stage(name)
-    found, result = boxes_of(frames_of(name), clouds, poses)
-    num_points = num_voxels = 0
-    for cloud, pose, ours in zip(clouds, poses, found, strict=True):
-        assert_alike(ours, reference.detect(cloud, pose))
-        num_points += reference.num_points
-        num_voxels += reference.num_voxels
-    assert (result.num_points, result.num_voxels, result.num_dropped_voxels) == (num_points, num_voxels, 0)
+    """With these clouds, no two cells are so alike that rounding decides which one becomes the last proposal."""
+    assert_same_frame(frames_of(name), reference_of(name), [points_of(name, 60), points_of(name, 44, seed=2)])
 
 
 def test_more_voxels_than_room():
-    points = points_of("tiny", 120)
-    (found,), result = boxes_of(frames_of("tiny", **{"engine.profile.voxels": [40]}), [points])
-    reference = stage_by_stage("tiny", room=40)
-    assert_alike(found, reference.detect(points, np.eye(4)))
-    assert result.num_voxels == reference.num_voxels
-    assert result.num_dropped_voxels == reference.num_dropped_voxels == result.num_voxels - 40
+    frames = frames_of("tiny", **{"engine.profile.voxels": [40]})
+    assert_drops_the_farthest(frames, reference_of("tiny", room=40), points_of("tiny", 120), 40)
 
 
 @CONFIGS
@@ -132,9 +79,7 @@ def test_nothing_to_see(name):
     """The dense network would see objects in its own biases."""
     frames = frames_of(name, **{"postprocess.score_threshold": 0.0})
     for cloud in (points_of(name, 0), points_of(name, 60) + np.float32([99, 0, 0, 0])):
-        (found,), result = boxes_of(frames, [cloud])
-        assert len(found) == 0
-        assert (result.num_points, result.num_voxels, result.num_dropped_voxels) == (0, 0, 0)
+        assert_sees_nothing(frames, cloud)
 
 
 @CONFIGS
@@ -165,7 +110,7 @@ def test_detector():
     detector = Detector(network_of("tiny"), config_of(), DEVICE, networks_of("tiny"))
     assert (detector.backend, detector.precision) == ("torch", "fp16")
     points = points_of("tiny", 90)
-    assert_alike(detector.detect(points), stage_by_stage("tiny").detect(points))
+    assert_alike(detector.detect(points), reference_of("tiny").detect(points))
     before = detector.detect(points)
     threshold = float(np.median(before.scores))
     detector.configure({"postprocess.score_threshold": threshold})
