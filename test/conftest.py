@@ -23,6 +23,11 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
         patch.setenv("TRITON_INTERPRET", "1")
         import triton.language  # noqa: F401
 
+# Or what fails in these would not say which values it compared.
+pytest.register_assert_rewrite(
+    "encoder_cases", "overlapping_boxes", "partition_cases", "published_networks", "small_frames", "voxel_cases"
+)
+
 # On a GPU, TF32 would round the inputs of a reference's convolutions to 10 bits.
 torch.backends.cudnn.allow_tf32 = False
 

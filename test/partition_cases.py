@@ -7,12 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fused_fixtures import DEVICE
 from ragged_sets import grid_from_coords, partition_from_fused
 
 from dsvt_ros.capacity import capacity_for
 from dsvt_ros.config import Backbone3dConfig, ModelConfig, StageConfig
-from dsvt_ros.fused.structures import FusedStage, Grid
+from dsvt_ros.fused.structures import FusedStage
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.set_partition import partition_sets
 from dsvt_ros.structures import SetPartition
@@ -92,11 +91,6 @@ VOXELS = pytest.mark.parametrize(
 )
 
 
-def grid_of(coords: torch.Tensor, size, clouds: int, room: int) -> Grid:
-    grid = grid_from_coords(coords, size, clouds, room)
-    return Grid(grid.size, *(part.to(DEVICE) for part in (grid.voxel_of_cell, grid.cell_of_voxel, grid.num_voxels)))
-
-
 # ---------------------------------------------------------------------------------------------------- what is expected
 
 
@@ -133,14 +127,14 @@ def assert_same_sets(
 def check_graph(run, model: ModelConfig, assert_same) -> None:
     """One capture of a stage with room for 280 voxels serves clouds of any size."""
     size = model.grid_size
-    grid = grid_of(scattered(10, size), size, 1, 280)
+    grid = grid_from_coords(scattered(10, size), size, 1, 280)
     run(grid)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         stages = run(grid)
     for count in (280, 0, 33):
         coords = scattered(count, size, seed=count)
-        other = grid_of(coords, size, 1, 280)
+        other = grid_from_coords(coords, size, 1, 280)
         for name in ("voxel_of_cell", "cell_of_voxel", "num_voxels"):
             getattr(grid, name).copy_(getattr(other, name))
         graph.replay()

@@ -1,4 +1,4 @@
-"""Fused stages on the CPU as the tensors of `dsvt_ros.structures`, and back; slow and plain."""
+"""Fused stages as the tensors of `dsvt_ros.structures` on the CPU, and back; slow and plain."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from fused_fixtures import DEVICE
 
 from dsvt_ros.config import ModelConfig, StageConfig
 from dsvt_ros.fused.structures import FusedStage, Grid, ShiftSets
@@ -13,16 +14,16 @@ from dsvt_ros.structures import Pooling, SetPartition, StagePartition, VoxelSets
 
 
 def grid_from_coords(coords: torch.Tensor, size: tuple[int, int, int], clouds: int, room: int) -> Grid:
-    """Occupied cells with room for so many; `coords` are (V, 4) ``(batch, z, y, x)`` in the order of cells."""
+    """Occupied cells, with room for so many, on `DEVICE`; `coords` are (V, 4) ``(batch, z, y, x)`` in cell order."""
     nx, ny, nz = size
     batch, z, y, x = coords.long().unbind(1)
-    cell = ((batch * nx + x) * ny + y) * nz + z
-    voxel_of_cell = torch.full((clouds * nx * ny * nz,), -1, dtype=torch.int32)
-    voxel_of_cell[cell] = torch.arange(len(cell), dtype=torch.int32)
+    cell = (((batch * nx + x) * ny + y) * nz + z).to(DEVICE)
+    voxel_of_cell = torch.full((clouds * nx * ny * nz,), -1, dtype=torch.int32, device=DEVICE)
+    voxel_of_cell[cell] = torch.arange(len(cell), dtype=torch.int32, device=DEVICE)
     # Rows beyond the count hold anything, such as the last cell once more.
-    cell_of_voxel = torch.full((room,), int(cell[-1]) if len(cell) else 0, dtype=torch.int32)
+    cell_of_voxel = torch.full((room,), int(cell[-1]) if len(cell) else 0, dtype=torch.int32, device=DEVICE)
     cell_of_voxel[: len(cell)] = cell
-    return Grid(size, voxel_of_cell, cell_of_voxel, torch.tensor([len(cell)], dtype=torch.int32))
+    return Grid(size, voxel_of_cell, cell_of_voxel, torch.tensor([len(cell)], dtype=torch.int32, device=DEVICE))
 
 
 def coords_from_grid(grid: Grid) -> torch.Tensor:

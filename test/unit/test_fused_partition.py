@@ -21,13 +21,12 @@ from partition_cases import (
     assert_same_sets,
     check_graph,
     flat,
-    grid_of,
     leaves,
     model_of,
     scattered,
     voxels_at,
 )
-from ragged_sets import partition_from_fused
+from ragged_sets import grid_from_coords, partition_from_fused
 
 from dsvt_ros.fused.partition import FusedPartition
 
@@ -36,7 +35,7 @@ _interpreter = interpreted("set_partition")
 
 def partition(coords, model, clouds=1, room=None):
     room = max(1, len(coords)) if room is None else room
-    return FusedPartition(model, DEVICE, room, clouds)(grid_of(coords, model.grid_size, clouds, room))
+    return FusedPartition(model, DEVICE, room, clouds)(grid_from_coords(coords, model.grid_size, clouds, room))
 
 
 def assert_same(stages, coords, model, clouds=1):
@@ -124,7 +123,7 @@ def test_more_than_a_program_takes_at_once(monkeypatch):
 def test_repeated_runs_give_the_same_bytes():
     """From memory that held something else."""
     model, coords = TALL_MODEL, scattered(120, TALL)
-    grid = grid_of(coords, TALL, 1, 128)
+    grid = grid_from_coords(coords, TALL, 1, 128)
     run = FusedPartition(model, DEVICE, 128)
     runs = []
     for fill in (-7, 123_456_789):

@@ -15,10 +15,10 @@ from partition_cases import (
     assert_same_sets,
     check_graph,
     flat,
-    grid_of,
     scattered,
     voxels_at,
 )
+from ragged_sets import grid_from_coords
 
 from dsvt_ros.padded.partition import PaddedPartition
 
@@ -41,7 +41,7 @@ def assert_same(stages, coords, model, clouds=1):
 def check(coords, model, clouds=1, room=None):
     room = max(1, len(coords)) if room is None else room
     run = PaddedPartition(model, DEVICE, room, clouds)
-    assert_same(run(grid_of(coords, model.grid_size, clouds, room)), coords, model, clouds)
+    assert_same(run(grid_from_coords(coords, model.grid_size, clouds, room)), coords, model, clouds)
 
 
 @PILLARS

@@ -12,7 +12,6 @@ from tiny import randomize, tiny_config, tiny_network
 
 from dsvt_ros.config import EncoderConfig, StageConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.structures import Grid
 from dsvt_ros.model.dsvt import DSVT
 from dsvt_ros.model.fold import folded_copy
 from dsvt_ros.padded.attention import SlotAttention, set_attention
@@ -51,9 +50,7 @@ def coords_of(network, count):
 
 def run(network, coords, features, room):
     """Features of the last stage, with room for so many voxels in the first one."""
-    grid = grid_from_coords(coords.cpu(), network.config.grid_size, 1, room)
-    parts = (part.to(DEVICE) for part in (grid.voxel_of_cell, grid.cell_of_voxel, grid.num_voxels))
-    stages = PaddedPartition(network.config, DEVICE, room)(Grid(grid.size, *parts))
+    stages = PaddedPartition(network.config, DEVICE, room)(grid_from_coords(coords, network.config.grid_size, 1, room))
     backbone = PaddedBackbone3d(folded_copy(network.backbone_3d), network.config.backbone_3d, DEVICE)
     memory = torch.zeros(room, features.shape[1], dtype=torch.float16, device=DEVICE)
     memory[: len(features)] = features
