@@ -1,6 +1,6 @@
 """Weights and clouds of the recipe as files, for commands: ``PYTHONPATH=test python test/recipe_files.py FOLDER``."""
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -26,4 +26,6 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write weights and clouds of the recipe as files.")
+    parser.add_argument("folder", type=Path, help="where to write them; made if it is not there")
+    write(parser.parse_args().folder)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measure whole frames on this machine's GPU: docs/benchmarks/measure.sh FOLDER, from the root of the repository.
-# Each file is in FOLDER as soon as it is measured, the most important ones first; all take five minutes and more.
+# Each file is in FOLDER as soon as it is measured, the most important ones first; all together take about five minutes.
 # PYTHON names the Python that has PyTorch and the package (python3 by default).
 set -euo pipefail
 out=$(realpath -m "${1:?usage: docs/benchmarks/measure.sh FOLDER}")
