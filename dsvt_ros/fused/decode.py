@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsvt_ros.fused.extents import power_of_two
 from dsvt_ros.fused.staging import PART_BYTES, Staging
 from dsvt_ros.io.pointcloud2 import DATATYPES, CloudField, RawCloud
 
@@ -54,7 +55,7 @@ class CloudDecoder:
         assert points.is_contiguous()
         size = sum(self._header + _aligned(len(cloud.data)) for cloud, _ in clouds)
         if size > len(self._staging.device):
-            self._staging = Staging(1 << (size - 1).bit_length(), torch.uint8, self._device)
+            self._staging = Staging(power_of_two(size), torch.uint8, self._device)
         host = self._staging.hosts[self._staging.turn()]
         begin = 0
         for cloud, first_row in clouds:

@@ -7,5 +7,5 @@ MIN_EXTENT = 16
 
 
 def power_of_two(count: int) -> int:
-    """The first that is not less than `count`, which is at least 1: blocks have no other extents."""
+    """The first that is not less than `count`, which is at least 1: blocks of kernels have no other extents."""
     return 1 << (count - 1).bit_length()
