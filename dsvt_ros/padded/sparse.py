@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.config import Backbone3dConfig
@@ -15,6 +14,7 @@ from dsvt_ros.fused.structures import FusedStage, ShiftSets
 from dsvt_ros.fused.weights import half
 from dsvt_ros.model.set_attention import SetAttentionBackbone, SetAttentionEncoder
 from dsvt_ros.padded.attention import SetAttention, set_attention
+from dsvt_ros.padded.norm import sum_norm
 from dsvt_ros.structures import Pooling
 
 Place = tuple[int, int]
@@ -69,6 +69,7 @@ class PaddedBackbone3d:
         self._attentions = [
             set_attention(device, stage.set_size, self._heads, self._width) for stage in config.stages
         ]
+        self._norm = sum_norm(device, config.channels)
         with torch.no_grad():
             found = [_layers_of_stage(backbone, stage, shifts) for stage, shifts in enumerate(config.shifts)]
         self._layers = [layers for layers, _ in found]
@@ -98,13 +99,13 @@ class PaddedBackbone3d:
         qkv = layer.table.index_select(0, rows.cells()).addmm_(x, layer.qkv_weight)
         attended = rows.attend(qkv.view(len(x), 3, self._heads, self._width))
         after_attention, after_network, after_layer, *after_block = layer.norms
-        y = _norm(torch.addmm(x, attended, layer.out_weight), after_attention)
+        y = self._norm(torch.addmm(x, attended, layer.out_weight), *after_attention)
         # In one with the product, cuBLAS has GELU by tanh alone: up to 5e-4 from the exact one, as float16 is at 1.
         hidden = torch._addmm_activation(layer.up_bias, y, layer.up_weight, use_gelu=True)
-        y = _norm(y.addmm_(hidden, layer.down_weight), after_network)
-        y = _norm(y.add_(x), after_layer)
+        y = self._norm(y.addmm_(hidden, layer.down_weight), *after_network)
+        y = self._norm(y, *after_layer, x)
         for norm in after_block:
-            y = _norm(y.add_(rows.block_input), norm)
+            y = self._norm(y, *norm, rows.block_input)
         return y
 
 
@@ -171,10 +172,6 @@ class _Rows:
         sets = self._stage.sets[shift]
         assert sets is not None
         return sets
-
-
-def _norm(x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
-    return F.layer_norm(x, x.shape[1:], *parameters)
 
 
 def _layers_of_stage(
