@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measure whole frames on this machine's GPU: docs/benchmarks/measure.sh FOLDER, from the root of the repository.
-# Each file is in FOLDER as soon as it is measured, the most important ones first; all together take about five minutes.
+# Each file is in FOLDER as soon as it is measured, the most important ones first; all together take about eight minutes.
 # PYTHON names the Python that has PyTorch and the package (python3 by default).
 set -euo pipefail
 out=$(realpath -m "${1:?usage: docs/benchmarks/measure.sh FOLDER}")
@@ -17,20 +17,35 @@ measure() {
     "$python" -m dsvt_ros.tools.cli benchmark --device cuda --output "$out/$name.json" "$@"
 }
 
+# Options for a model with the weights of the recipe, and for a cloud of it in several orders.
 given() {
     echo "--model $1 --weights $files/$1.safetensors --set preprocess.scale_features=false"
+}
+
+clouds() {
+    printf -- '--cloud %s ' "$files/$1"_*.npy
+}
+
+verify() {
+    local name=$1
+    "$python" -m dsvt_ros.tools.cli export --model "$name" --weights "$files/$name.safetensors" --output "$files/$name"
+    "$python" -m dsvt_ros.tools.cli verify "$files/$name" --device cuda --backends torch,triton \
+        --set preprocess.scale_features=false --cloud "$files/$2" --output "$out/${name}_verify.json"
 }
 
 everything=reference-fp16,torch,triton
 # shellcheck disable=SC2046
 {
-    measure waymo_pillar $(given waymo_pillar) --cloud "$files/waymo.npy" --runs 100 \
+    measure waymo_pillar $(given waymo_pillar) $(clouds waymo) --runs 100 \
         --backends reference,$everything,auto --picture "$out/waymo_pillar.png"
     measure waymo_pillar_simulated --model waymo_pillar --weights "$files/waymo_pillar.safetensors" --cloud simulated \
         --runs 100 --backends $everything --picture "$out/waymo_pillar_simulated.png"
-    measure waymo_pillar_scaling $(given waymo_pillar) --cloud "$files/waymo.npy" --runs 50 \
+    measure waymo_pillar_scaling $(given waymo_pillar) $(clouds waymo) --runs 50 \
         --backends torch,triton --points 20000,60000,180000,360000
-    measure waymo_voxel $(given waymo_voxel) --cloud "$files/waymo.npy" --runs 50 --backends $everything
-    measure nuscenes_pillar $(given nuscenes_pillar) --cloud "$files/nuscenes.npy" --runs 50 --backends $everything
+    measure waymo_voxel $(given waymo_voxel) $(clouds waymo) --runs 50 --backends $everything
+    measure nuscenes_pillar $(given nuscenes_pillar) $(clouds nuscenes) --runs 50 --backends $everything
     measure demo --cloud simulated:55000 --runs 100 --backends $everything
+    verify waymo_pillar waymo_0.npy
+    verify waymo_voxel waymo_0.npy
+    verify nuscenes_pillar nuscenes_0.npy
 }
