@@ -1,4 +1,4 @@
-"""The networks in half precision and plain torch, as parts of whole frames: for GPUs without Triton."""
+"""The networks in half precision and PyTorch's operations, as parts of whole frames: for GPUs without Triton."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The stages of the detector in plain torch, on tensors of fixed capacity, so that the host never waits."""
+"""The stages of the detector in PyTorch's operations, on tensors of fixed capacity, so that the host never waits."""
