@@ -11,6 +11,8 @@ from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.constants import constant
 from dsvt_ros.structures import Boxes3D
 
+_IDENTITY = np.eye(4)
+
 
 def is_return(points: Tensor, config: PreprocessConfig) -> Tensor:
     """(N,) bool: which of (N, C) points in the sensor's frame are returns: finite, and no nearer than `min_range`."""
@@ -61,16 +63,15 @@ def boxes_to_source(boxes: Boxes3D, T_model_source: NDArray[np.float64]) -> Boxe
     The heading is rotated as a vector; a box stays upright in the frame that it is given in, so a tilted sensor's
     boxes lean by that tilt.
     """
-    if np.array_equal(T_model_source, np.eye(4)):
+    if (T_model_source == _IDENTITY).all():
         return boxes
     T_source_model = np.linalg.inv(T_model_source)
     rotation = T_source_model[:3, :3]
+    level = rotation[:2, :2]  # headings and velocities have no part along z, and that of the result is dropped
     moved = boxes.boxes.astype(np.float64)
-    heading = np.stack([np.cos(moved[:, 6]), np.sin(moved[:, 6]), np.zeros(len(moved))])
-    heading = rotation @ heading
+    cos, sin = level @ [np.cos(moved[:, 6]), np.sin(moved[:, 6])]
     moved[:, :3] = moved[:, :3] @ rotation.T + T_source_model[:3, 3]
-    moved[:, 6] = np.arctan2(heading[1], heading[0])
+    moved[:, 6] = np.arctan2(sin, cos)
     if moved.shape[1] == 9:
-        velocity = np.concatenate([moved[:, 7:9], np.zeros((len(moved), 1))], axis=1)
-        moved[:, 7:9] = (velocity @ rotation.T)[:, :2]
+        moved[:, 7:9] = moved[:, 7:9] @ level.T
     return Boxes3D(moved.astype(np.float32), boxes.scores, boxes.labels, boxes.class_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -53,23 +54,28 @@ class CloudDecoder:
 
         assert points.shape[1] == self._columns
         assert points.is_contiguous()
-        size = sum(self._header + _aligned(len(cloud.data)) for cloud, _ in clouds)
-        if size > len(self._staging.device):
+        *begins, size = accumulate((self._header + _aligned(len(cloud.data)) for cloud, _ in clouds), initial=0)
+        if size > len(self._staging.hosts[0]):
             self._staging = Staging(power_of_two(size), torch.uint8, self._device)
-        host = self._staging.hosts[self._staging.turn()]
-        begin = 0
-        for cloud, first_row in clouds:
-            host[begin:][: 4 * self._num_words].view(torch.int32).numpy()[:] = self._words(cloud, first_row)
-            begin += self._header
-            for start in range(0, len(cloud.data), PART_BYTES):
-                part = cloud.data[start : start + PART_BYTES]
-                _copy(host[begin + start :][: len(part)], part)
-                self._staging.send(begin + start + len(part))
+        turn = self._staging.turn()
+        with self._staging.sending():
+            for (cloud, first_row), begin in zip(clouds, begins, strict=True):
+                self._send(self._staging.hosts[turn], cloud, first_row, begin)
+        for (cloud, _), begin in zip(clouds, begins, strict=True):
             if len(cloud):
                 kernels.decode_points[(-(-len(cloud) // POINT_ROWS),)](
-                    self._staging.device, begin, points, HEADER=self._header, COLUMNS=self._columns, ROWS=POINT_ROWS
-                )
-            begin += _aligned(len(cloud.data))
+                    self._staging.devices[turn], begin + self._header, points,
+                    HEADER=self._header, COLUMNS=self._columns, ROWS=POINT_ROWS,
+                )  # fmt: skip
+
+    def _send(self, host: Tensor, cloud: RawCloud, first_row: int, begin: int) -> None:
+        """Send a cloud and what `decode_points` has to know of it."""
+        host[begin:][: 4 * self._num_words].view(torch.int32).numpy()[:] = self._words(cloud, first_row)
+        begin += self._header
+        for start in range(0, len(cloud.data), PART_BYTES):
+            part = cloud.data[start : start + PART_BYTES]
+            _copy(host[begin + start :][: len(part)], part)
+            self._staging.send(begin + start + len(part))
 
     def _words(self, cloud: RawCloud, first_row: int) -> list[int]:
         """What `decode_points` has to know of a cloud."""

@@ -254,16 +254,16 @@ class _Frame:
     ) -> FrameResult:
         """What a frame found, from what `_pack` made; `poses` get their heights."""
         count = len(poses)
-        last_voxel, height = values[-2 * count :].reshape(2, count)
-        num_points, num_voxels, num_dropped = map(int, values[-2 * count - COUNTS :][:COUNTS])
-        rows = values[: -2 * count - COUNTS].reshape(count, -1, self._box_finder.columns)
-        rows = self._box_finder.settle(rows)
-        # Without voxels, the dense network sees objects in its own biases.
-        rows[last_voxel < 0, :, -1] = 0
+        end = len(values) - COUNTS - 2 * count
+        rows = self._box_finder.settle(values[:end].reshape(count, -1, self._box_finder.columns))
+        num_points, num_voxels, num_dropped, *of_clouds = values[end:].tolist()
         for number, seeks in enumerate(seeks_ground):
+            last_voxel, height = of_clouds[number::count]
+            if last_voxel < 0:  # none: the dense network sees objects in its own biases
+                rows[number, :, -1] = 0
             if seeks:
-                poses[number][2, 3] = height[number]
-        return FrameResult(rows, poses, num_points, num_voxels + num_dropped, num_dropped, stage_ms)
+                poses[number][2, 3] = height
+        return FrameResult(rows, poses, int(num_points), int(num_voxels + num_dropped), int(num_dropped), stage_ms)
 
 
 def _pack(rows: Tensor, voxels: FusedVoxels | SortedVoxels, poses: Tensor) -> Tensor:

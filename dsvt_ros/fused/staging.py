@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 PART_BYTES = 1 << 20
@@ -9,30 +12,49 @@ PART_BYTES = 1 << 20
 
 
 class Staging:
-    """As much memory on the device and, twice, on the host.
+    """Memory on the host and as much on the device, all of it twice.
 
-    The host's are used in turns, so that one can be filled while the device still has to fetch the other.
+    They are used in turns, so that the next frame's can be filled while the device still needs the present one's. On a
+    GPU, copies go through a stream of their own: they do not wait for what the device works on.
 
     Attributes:
-        hosts: (size,) each; pinned where the device is a GPU.
-        device: (size,) copy of the one whose turn it is, as far as it was sent.
+        hosts: Two of (size,); pinned where the device is a GPU.
+        devices: Two of (size,), copies of those as far as they were sent.
+        sent: End of what was sent of the one whose turn it is.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         """Take the memory, filled with zeros."""
-        pinned = device.type == "cuda"
-        self.hosts = tuple(torch.zeros(size, dtype=dtype, pin_memory=pinned) for _ in range(2))
-        self.device = torch.zeros(size, dtype=dtype, device=device)
-        self._turn = self._sent = 0
+        on_gpu = device.type == "cuda"
+        self.hosts = tuple(torch.zeros(size, dtype=dtype, pin_memory=on_gpu) for _ in range(2))
+        self.devices = tuple(torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+        self._turn = self.sent = 0
+        self._stream: torch.cuda.Stream | None = None
+        if on_gpu:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # for the zeros, and for who had the memory
 
     def turn(self) -> int:
-        """Begin anew in the host's other memory, of which the device must have fetched all; gives its number."""
-        self._turn, self._sent = 1 - self._turn, 0
+        """Begin anew in the other memory, with which the device must have done; gives its number."""
+        self._turn, self.sent = 1 - self._turn, 0
         return self._turn
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Inside, `send`; what comes after on the current stream waits until everything is there."""
+        if self._stream is None:
+            yield
+            return
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def send(self, end: int) -> None:
         """Begin to copy to the device what lies between the end of what was sent and `end`, if anything does."""
-        begin = self._sent
+        begin = self.sent
         if begin < end:
-            self.device[begin:end].copy_(self.hosts[self._turn][begin:end], non_blocking=True)
-            self._sent = end
+            host, device = self.hosts[self._turn], self.devices[self._turn]
+            device[begin:end].copy_(host[begin:end], non_blocking=True)
+            self.sent = end

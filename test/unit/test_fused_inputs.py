@@ -69,13 +69,30 @@ def test_one_cloud_that_the_host_reads(form):
     check(FrameInputs(17, 1, 4, DEVICE), [CLOUDS[0][form]], POSES[:1], [True])
 
 
-def test_the_host_fills_memory_that_the_device_does_not_fetch():
-    """Two uploads may be under way, so they come from different memory."""
+def test_uploads_use_memory_in_turns():
+    """Two may be under way."""
     made = FrameInputs(ROOM, 1, 4, DEVICE)
     for number in range(4):
-        cloud = np.full((3, 4), number, np.float32)
-        made.upload([cloud], POSES[:1], [False])
-        first = made._hosts[1 - number % 2].points[0, 0].item()
-        assert first == number
-        if number:
-            assert made._hosts[number % 2].points[0, 0].item() == number - 1
+        made.upload([np.full((3, 4), number, np.float32)], POSES[:1], [False])
+        for memory in (made._staging.hosts, made._staging.devices):
+            last = [made._parts(values)[0][2, 3].item() for values in memory]
+            assert last[1 - number % 2] == number
+            assert last[number % 2] == max(number - 1, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("form", ["array", "raw"])
+def test_clouds_travel_while_the_device_works(form):
+    """But reach what a frame reads only after that."""
+    decoder = CloudDecoder(DEVICE, 4)
+    made = FrameInputs(17, 1, 4, DEVICE, decoder)
+    check(made, [CLOUDS[0][form]], POSES[:1], [True])  # compiles
+    made.points.fill_(7)
+    torch.cuda._sleep(10**9)
+    seen = made.points.clone()
+    made.upload([CLOUDS[0][form]], POSES[:1], [True])
+    (decoder if form == "raw" else made)._staging._stream.synchronize()
+    assert not torch.cuda.current_stream().query(), "the upload has waited"
+    assert (seen == 7).all()
+    assert torch.equal(made.points.cpu(), torch.as_tensor(CLOUDS[0]["array"]))
