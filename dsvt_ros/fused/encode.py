@@ -22,7 +22,9 @@ MAX_PIECE = 32
 DEALT_ROWS = 128
 """Segments of a program that makes lists."""
 ROWS = 64
-"""Segments, or voxels, of a program that encodes."""
+"""Segments of a program that encodes."""
+FINISHED_ROWS = 16
+"""Voxels of a program that finishes them: few, so that there are many programs."""
 WARPS = 4
 REGISTERS = 168
 """Of a thread: three programs fit into a multiprocessor of 64 Ki registers."""
@@ -67,7 +69,9 @@ class FusedEncoder:
             inputs = max(MIN_EXTENT, power_of_two(len(weights)))
             weights = F.pad(weights, (0, padding, 0, inputs - len(weights)))
             high = half(weights)
-            self._first_weights = torch.stack([high, half(weights - high)])
+            # Each input is the sum of two terms, each of which is multiplied by both terms of its weight.
+            terms = torch.stack([high, half(weights - high)] * 2, 1).flatten(0, 1)
+            self._first_weights = terms.view(4 * inputs, -1, HIDDEN).transpose(0, 1).contiguous()
             self._point_weights = self._tiled(F.pad(second.linear.weight[:, :width], (0, padding)))
             self._voxel_weights = self._tiled(F.pad(second.linear.weight[:, width:], (0, padding)))
             self._bias = second.linear.bias.detach().clone()
@@ -91,7 +95,6 @@ class FusedEncoder:
             "HIDDEN_PARTS": self._hidden_parts,
             "CHUNK": self._chunk,
             "PARTS": self._parts,
-            "ROWS": ROWS,
             "num_warps": WARPS,
         }
         kernels.deal_segments[(-(-capacity // DEALT_ROWS),)](
@@ -110,19 +113,20 @@ class FusedEncoder:
             segments.point, lists, list_lengths, self._limits, self._first_weights, self._point_weights,
             self._voxel_weights, self._bias, maxima, features, capacity,
             COLUMNS=len(self._model.features),
-            INPUTS=self._first_weights.shape[1],
+            INPUTS=self._first_weights.shape[1] // 4,
             NX=nx,
             NY=ny,
             NZ=nz,
             SCALE=OFFSET_SCALE,
             POINTS=SEGMENT_POINTS,
             CLASSES=CLASSES,
+            ROWS=ROWS,
             RESIDENT=_multiplies_from_shared_memory(device),
             maxnreg=REGISTERS,
             **sizes,
         )  # fmt: skip
-        kernels.finish_voxels[(-(-self._voxels // ROWS),)](
-            lists[-1], list_lengths[-1:], self._voxel_weights, self._bias, maxima, features, **sizes
+        kernels.finish_voxels[(-(-self._voxels // FINISHED_ROWS),)](
+            lists[-1], list_lengths[-1:], self._voxel_weights, self._bias, maxima, features, ROWS=FINISHED_ROWS, **sizes
         )
         return features
 

@@ -10,8 +10,11 @@ from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.fused.extents import power_of_two
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS, FusedVoxels, Grid, Segments
 
+WARP_THREADS = 32
 POINT_ROWS = 256
-"""Points of a program."""
+"""Points of a program, one a thread: with more, what is loaded side by side would be exchanged between threads."""
+SEGMENT_ROWS = 128
+"""Segments of a program."""
 COLUMN_ROWS = 256
 """Columns of a program."""
 SMALL_GRID = 1 << 20
@@ -58,7 +61,6 @@ class Voxelizer:
             self._num_columns, dtype=torch.int32, device=device
         )
         self._points_in_cell = torch.zeros(self._num_cells, dtype=torch.int32, device=device)
-        self._block_sums = torch.zeros(2, self._blocks, dtype=torch.int32, device=device)
         self._totals = torch.zeros(2, dtype=torch.int32, device=device)
 
     def __call__(self, points: Tensor, ends: Tensor, pose: Tensor, config: PreprocessConfig) -> FusedVoxels:
@@ -98,7 +100,7 @@ class Voxelizer:
         voxels = FusedVoxels(moved, grid, segments, num_points=empty(1), num_dropped=empty(1))
         cell_of_point, rank_of_point, segment_start = empty(num_points), empty(num_points), empty(room)
         column_blocks = -(-self._num_columns // COLUMN_ROWS)
-        occupied, column_sums = empty(self._num_columns), empty(column_blocks)
+        occupied, column_sums, block_sums = empty(self._num_columns), empty(column_blocks), empty(2, self._blocks)
 
         point_programs = -(-num_points // POINT_ROWS)
         sizes = {"NX": nx, "NY": ny, "NZ": nz}
@@ -109,23 +111,23 @@ class Voxelizer:
         tanh = sum(1 << i for i, feature in enumerate(model.features) if feature.scale == "tanh")
         kernels.place_points[(point_programs,)](
             points, ends, pose, self._limits, self._fill, moved, cell_of_point, rank_of_point,
-            self._points_in_cell, self._block_sums, self._totals, num_points, config.min_range**2,
+            self._points_in_cell, self._totals, num_points, config.min_range**2,
             config.intensity_scale if config.scale_features else 1.0,
             CLOUDS=self._clouds,
             COLUMNS=columns,
             INTENSITY=names.index("intensity") if "intensity" in names else -1,
             TANH=tanh if config.scale_features else 0,
             ROWS=POINT_ROWS,
+            num_warps=POINT_ROWS // WARP_THREADS,
             enable_fp_fusion=False,  # a cell depends on every rounding
             **sizes,
-            **cell_blocks,
         )  # fmt: skip
         kernels.count_columns[(column_blocks,)](
             self._points_in_cell, self._totals, self._column_at, occupied, column_sums, room, self._num_columns,
             **by_columns,
         )  # fmt: skip
-        kernels.drop_farthest[(self._blocks,)](
-            self._points_in_cell, self._block_sums, self._totals, self._column_at, self._position_of_column,
+        kernels.count_blocks[(self._blocks,)](
+            self._points_in_cell, block_sums, self._totals, self._column_at, self._position_of_column,
             occupied, column_sums, room, self._num_columns, self._num_cells,
             COLUMN_BLOCKS=power_of_two(column_blocks),
             num_warps=warps,
@@ -133,7 +135,7 @@ class Voxelizer:
             **cell_blocks,
         )  # fmt: skip
         kernels.number_voxels[(self._blocks,)](
-            self._points_in_cell, self._block_sums, self._totals, grid.voxel_of_cell, grid.cell_of_voxel,
+            self._points_in_cell, block_sums, self._totals, grid.voxel_of_cell, grid.cell_of_voxel,
             segments.points_in_voxel, segment_start, segments.offset_sum, segments.point, grid.num_voxels,
             segments.num_segments, voxels.num_points, voxels.num_dropped, room, self._num_cells,
             STEP=PREFIX_STEP,
@@ -141,16 +143,20 @@ class Voxelizer:
             **cell_blocks,
         )  # fmt: skip
         kernels.fill_segments[(point_programs,)](
-            moved, ends, self._limits, cell_of_point, rank_of_point, grid.voxel_of_cell, segment_start,
-            segments.voxel, segments.point, segments.offset_sum,
-            self._points_in_cell, self._block_sums, self._totals, num_points,
+            ends, cell_of_point, rank_of_point, grid.voxel_of_cell, segment_start, segments.voxel, segments.point,
+            self._points_in_cell, self._totals, num_points,
             CLOUDS=self._clouds,
+            SEGMENT=SEGMENT_POINTS,
+            ROWS=POINT_ROWS,
+            num_warps=POINT_ROWS // WARP_THREADS,
+        )  # fmt: skip
+        kernels.sum_offsets[(-(-num_segments // SEGMENT_ROWS),)](
+            moved, self._limits, grid.cell_of_voxel, segments.points_in_voxel, segments.voxel, segments.point,
+            segments.num_segments, segments.offset_sum,
             COLUMNS=columns,
-            BLOCKS=self._blocks,
             SEGMENT=SEGMENT_POINTS,
             SCALE=OFFSET_SCALE,
-            ROWS=POINT_ROWS,
-            CLEARED=power_of_two(-(-2 * self._blocks // max(1, point_programs))),
+            ROWS=SEGMENT_ROWS,
             **sizes,
         )  # fmt: skip
         return voxels

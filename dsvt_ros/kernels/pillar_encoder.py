@@ -122,69 +122,62 @@ def encode_segments(
         program -= programs
     if kind < 0:
         return
-    row = first_row + tl.arange(0, ROWS)
-    inside = row < total
-    segment = tl.load(lists + kind * capacity + row, mask=inside, other=0)
+    # Rows beyond the last segment repeat it, which changes no maximum.
+    row = tl.minimum(first_row + tl.arange(0, ROWS), total - 1)
+    segment = tl.load(lists + kind * capacity + row)
     first_slot = segment * POINTS
-    point = tl.load(slots + first_slot, mask=inside, other=0)
-    voxel = tl.load(voxel_of_segment + segment, mask=inside, other=0)
+    point = tl.load(slots + first_slot)
+    voxel = tl.load(voxel_of_segment + segment)
     entry = tl.arange(0, INPUTS)
-    is_loaded = inside[:, None] & (entry < COLUMNS)[None, :]
     # Points are loaded one slot ahead, their numbers two; empty slots repeat the point before.
-    loaded = tl.load(points + (point[:, None] * COLUMNS + entry[None, :]), mask=is_loaded, other=0.0)
-    point = tl.load(slots + first_slot + 1, mask=inside & (longest > 1), other=-1)
+    loaded = tl.load(
+        points + (point[:, None] * COLUMNS + entry[None, :]), mask=(entry < COLUMNS)[None, :], other=0.0
+    )
+    point = tl.load(slots + first_slot + 1, mask=longest > 1, other=-1)
 
     # A row of the first layer's input: the point from its voxel's corner, its other columns, the corner, the mean from
     # the corner, and 1 for the bias. What is the same for all points is subtracted from what is loaded of each.
-    cell = tl.load(cell_of_voxel + voxel, mask=inside, other=0)
-    count = tl.load(points_in_voxel + voxel, mask=inside, other=1)
+    cell = tl.load(cell_of_voxel + voxel)
+    share = 1.0 / tl.load(points_in_voxel + voxel).to(tl.float32)
     less = tl.where(entry == COLUMNS + 6, -1.0, 0.0)[None, :] + tl.zeros((ROWS, INPUTS), tl.float32)
     for axis in tl.static_range(3):
         minimum = tl.load(limits + axis)
         extent = tl.load(limits + 3 + axis)
         corner = lower_corner(cell, axis, minimum, extent, NX, NY, NZ)[:, None]
-        steps = tl.load(offset_sum + voxel * 3 + axis, mask=inside, other=0).to(tl.float32)
-        mean = (steps / count.to(tl.float32) * (extent / SCALE))[:, None]
+        steps = tl.load(offset_sum + voxel * 3 + axis).to(tl.float32)
+        mean = (steps * share * (extent / SCALE))[:, None]
         less = tl.where((entry == axis)[None, :], corner, less)
         less = tl.where((entry == COLUMNS + axis)[None, :], -corner, less)
         less = tl.where((entry == COLUMNS + 3 + axis)[None, :], -mean, less)
 
-    # All weights are loaded before the loop if they stay in shared memory, where Hopper's products read them; others
-    # would keep them in registers.
+    # A is loaded before the loop if it stays in shared memory, where Hopper's products read it; others would keep it in
+    # registers.
     hidden_column = tl.arange(0, HIDDEN)
     column = tl.arange(0, CHUNK)
     width: tl.constexpr = HIDDEN * HIDDEN_PARTS
-    first_tile = first_weights + entry[:, None] * width + hidden_column[None, :]
     tile = point_weights + hidden_column[:, None] * CHUNK + column[None, :]
-    high_weights = ()
-    low_weights = ()
+    first_tiles = _tiles(first_weights, 4 * INPUTS, HIDDEN, HIDDEN_PARTS)
     hidden_most = ()
-    for j in tl.static_range(HIDDEN_PARTS):
-        high_weights = high_weights + (tl.load(first_tile + j * HIDDEN),)
-        low_weights = low_weights + (tl.load(first_tile + INPUTS * width + j * HIDDEN),)
+    for _ in tl.static_range(HIDDEN_PARTS):
         hidden_most = hidden_most + (tl.zeros((ROWS, HIDDEN), tl.float16),)
-    weights = ()
+    point_tiles = _tiles(point_weights, HIDDEN, CHUNK, PARTS * HIDDEN_PARTS if RESIDENT else 0)
     most = ()
-    for n in tl.static_range(PARTS):
+    for _ in tl.static_range(PARTS):
         most = most + (tl.full((ROWS, CHUNK), float("-inf"), tl.float16),)
-        for j in tl.static_range(HIDDEN_PARTS if RESIDENT else 0):
-            weights = weights + (tl.load(tile + (n * HIDDEN_PARTS + j) * (HIDDEN * CHUNK)),)
 
     slot = 0
     while slot < longest:
         inputs = tl.minimum(tl.maximum(loaded - less, -LARGEST), LARGEST)
         is_loaded = (point >= 0)[:, None] & (entry < COLUMNS)[None, :]
         loaded = tl.load(points + (point[:, None] * COLUMNS + entry[None, :]), mask=is_loaded, other=loaded)
-        point = tl.load(slots + first_slot + slot + 2, mask=inside & (slot + 2 < longest), other=-1)
+        point = tl.load(slots + first_slot + slot + 2, mask=slot + 2 < longest, other=-1)
         high = inputs.to(tl.float16)
-        low = (inputs - high.to(tl.float32)).to(tl.float16)
+        both = tl.join(high, (inputs - high.to(tl.float32)).to(tl.float16))
+        terms = tl.join(both, both).reshape(ROWS, 4 * INPUTS)
         hidden = ()
         hidden_more = ()
         for j in tl.static_range(HIDDEN_PARTS):
-            sums = tl.dot(high, low_weights[j])
-            sums = tl.dot(low, high_weights[j], sums)
-            sums = tl.dot(high, high_weights[j], sums)
-            half = tl.maximum(sums, 0.0).to(tl.float16)
+            half = tl.maximum(tl.dot(terms, first_tiles[j]), 0.0).to(tl.float16)
             hidden = hidden + (half,)
             hidden_more = hidden_more + (tl.maximum(hidden_most[j], half),)
         hidden_most = hidden_more
@@ -193,33 +186,29 @@ def encode_segments(
             sums = tl.zeros((ROWS, CHUNK), tl.float32)
             for j in tl.static_range(HIDDEN_PARTS):
                 own = tile + (n * HIDDEN_PARTS + j) * (HIDDEN * CHUNK)
-                sums = tl.dot(hidden[j], weights[n * HIDDEN_PARTS + j] if RESIDENT else tl.load(own), sums)
+                sums = tl.dot(hidden[j], point_tiles[n * HIDDEN_PARTS + j] if RESIDENT else tl.load(own), sums)
             more = more + (tl.maximum(most[n], sums.to(tl.float16)),)
         most = more
         slot += 1
 
     # Voxels are loaded again in each branch, as the loop needs the registers.
     if kind == 0:
-        voxel = _voxels(lists, voxel_of_segment, row, total)
+        voxel = tl.load(voxel_of_segment + tl.load(lists + row))
         keys = maxima + voxel[:, None] * (width + PARTS * CHUNK)
+        # With no more than the alignment of an entry, neighbours of a warp take neighbouring entries.
         for j in tl.static_range(HIDDEN_PARTS):
-            at = keys + (j * HIDDEN + hidden_column)[None, :]
-            tl.atomic_max(at, _key(hidden_most[j]), mask=(row < total)[:, None], sem="relaxed")
+            at = tl.multiple_of(keys + (j * HIDDEN + hidden_column)[None, :], [4, 8])
+            tl.atomic_max(at, _key(hidden_most[j]), sem="relaxed")
         for n in tl.static_range(PARTS):
-            at = keys + (width + n * CHUNK + column)[None, :]
-            tl.atomic_max(at, _key(most[n]), mask=(row < total)[:, None], sem="relaxed")
+            at = tl.multiple_of(keys + (width + n * CHUNK + column)[None, :], [4, 8])
+            tl.atomic_max(at, _key(most[n]), sem="relaxed")
     else:
-        voxel = _voxels(lists + kind * capacity, voxel_of_segment, row, total)
+        voxel = tl.load(voxel_of_segment + tl.load(lists + kind * capacity + row))
         result_at = features + voxel[:, None] * (PARTS * CHUNK) + column[None, :]
+        voxel_tiles = _tiles(voxel_weights, HIDDEN, CHUNK, PARTS * HIDDEN_PARTS)
         for n in tl.static_range(PARTS):
-            result = _finished(most[n], hidden_most, voxel_weights, bias, n, HIDDEN, HIDDEN_PARTS, CHUNK)
-            tl.store(result_at + n * CHUNK, result, mask=(row < total)[:, None])
-
-
-@triton.jit
-def _voxels(segments, voxel_of_segment, row, total):
-    segment = tl.load(segments + row, mask=row < total, other=0)
-    return tl.load(voxel_of_segment + segment, mask=row < total, other=0)
+            result = _finished(most[n], hidden_most, voxel_tiles, bias, n, HIDDEN_PARTS, CHUNK)
+            tl.store(result_at + n * CHUNK, result)
 
 
 @triton.jit
@@ -240,41 +229,39 @@ def finish_voxels(
     total = tl.load(num_voxels)
     if tl.program_id(0) * ROWS >= total:
         return
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = (row < total)[:, None]
-    voxel = tl.load(voxels + row, mask=row < total, other=0)
+    row = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), total - 1)
+    voxel = tl.load(voxels + row)
     hidden_column = tl.arange(0, HIDDEN)
     column = tl.arange(0, CHUNK)
     width: tl.constexpr = HIDDEN * HIDDEN_PARTS
     keys = maxima + voxel[:, None] * (width + PARTS * CHUNK)
+    voxel_tiles = _tiles(voxel_weights, HIDDEN, CHUNK, PARTS * HIDDEN_PARTS)
     hidden = ()
     for j in tl.static_range(HIDDEN_PARTS):
-        hidden = hidden + (_float(tl.load(keys + (j * HIDDEN + hidden_column)[None, :], mask=inside, other=0)),)
+        hidden = hidden + (_float(tl.load(keys + (j * HIDDEN + hidden_column)[None, :])),)
     at = features + voxel[:, None] * (PARTS * CHUNK) + column[None, :]
     for n in tl.static_range(PARTS):
-        most = _float(tl.load(keys + (width + n * CHUNK + column)[None, :], mask=inside, other=0))
-        result = _finished(most, hidden, voxel_weights, bias, n, HIDDEN, HIDDEN_PARTS, CHUNK)
-        tl.store(at + n * CHUNK, result, mask=inside)
+        most = _float(tl.load(keys + (width + n * CHUNK + column)[None, :]))
+        result = _finished(most, hidden, voxel_tiles, bias, n, HIDDEN_PARTS, CHUNK)
+        tl.store(at + n * CHUNK, result)
 
 
 @triton.jit
-def _finished(
-    most,
-    hidden,
-    voxel_weights,
-    bias,
-    n: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    HIDDEN_PARTS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """CHUNK channels of the result, from the maxima of A h and h."""
-    column = tl.arange(0, CHUNK)
-    tile = tl.arange(0, HIDDEN)[:, None] * CHUNK + column[None, :]
-    sums = most.to(tl.float32) + tl.load(bias + n * CHUNK + column)[None, :]
+def _tiles(weights, HIDDEN: tl.constexpr, CHUNK: tl.constexpr, COUNT: tl.constexpr):
+    """All tiles of a matrix, so that they are loaded together."""
+    at = weights + tl.arange(0, HIDDEN)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    tiles = ()
+    for i in tl.static_range(COUNT):
+        tiles = tiles + (tl.load(at + i * (HIDDEN * CHUNK)),)
+    return tiles
+
+
+@triton.jit
+def _finished(most, hidden, voxel_tiles, bias, n: tl.constexpr, HIDDEN_PARTS: tl.constexpr, CHUNK: tl.constexpr):
+    """CHUNK channels of the result, from the maxima of A h and h, and the tiles of B."""
+    sums = most.to(tl.float32) + tl.load(bias + n * CHUNK + tl.arange(0, CHUNK))[None, :]
     for j in tl.static_range(HIDDEN_PARTS):
-        weight = tl.load(voxel_weights + (n * HIDDEN_PARTS + j) * (HIDDEN * CHUNK) + tile)
-        sums = tl.dot(hidden[j], weight, sums)
+        sums = tl.dot(hidden[j], voxel_tiles[n * HIDDEN_PARTS + j], sums)
     return tl.maximum(sums, 0.0).to(tl.float16)
 
 

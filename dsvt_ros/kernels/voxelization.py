@@ -1,9 +1,9 @@
 """Points to voxels without sorting: each point takes a number in its cell, then the occupied cells are numbered.
 
 Where a point comes among those of its cell is left to the order of atomic additions; all that is counted is not.
-`points_in_cell`, `block_sums` and `totals` are zero before the first kernel and after the last one. Letters as in
-`fused.structures`; cells are numbered as described there, and dealt out to blocks of BLOCK cells. A column is all the
-cells above each other, ``(batch * nx + x) * ny + y``.
+`points_in_cell` and `totals` are zero before the first kernel and after the last one. Letters as in `fused.structures`;
+cells are numbered as described there, and dealt out to blocks of BLOCK cells. A column is all the cells above each
+other, ``(batch * nx + x) * ny + y``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 # Rows of `block_sums`, and entries of `totals`.
-CELLS: tl.constexpr = tl.constexpr(0)  # occupied cells; those that are kept after `drop_farthest`
+CELLS: tl.constexpr = tl.constexpr(0)  # occupied cells; in `block_sums` those that are kept
 SEGMENTS: tl.constexpr = tl.constexpr(1)  # segments of their points
 POINTS: tl.constexpr = tl.constexpr(1)  # points inside the range
 
@@ -28,7 +28,6 @@ def place_points(
     cell_of_point,  # (N,) int32: -1 for points that are no returns or outside the range
     rank_of_point,  # (N,) int32 among the points of its cell
     points_in_cell,  # (cells,) int32
-    block_sums,  # (2, blocks) int32
     totals,  # (2,) int32
     num_rows,
     min_squared_range,
@@ -40,9 +39,6 @@ def place_points(
     NX: tl.constexpr,
     NY: tl.constexpr,
     NZ: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    SEGMENT: tl.constexpr,  # points of a segment
     ROWS: tl.constexpr,
 ):
     """Move and scale the points, and let each take a number in its cell."""
@@ -84,9 +80,6 @@ def place_points(
 
     rank = tl.atomic_add(points_in_cell + cell, 1, mask=inside, sem="relaxed")
     opens_cell = inside & (rank == 0)
-    block = block_sums + cell // BLOCK
-    tl.atomic_add(block + CELLS * BLOCKS, 1, mask=opens_cell, sem="relaxed")
-    tl.atomic_add(block + SEGMENTS * BLOCKS, 1, mask=inside & (rank % SEGMENT == 0), sem="relaxed")
     tl.atomic_add(totals + CELLS, tl.sum(opens_cell.to(tl.int32), 0), sem="relaxed")
     tl.atomic_add(totals + POINTS, tl.sum(inside.to(tl.int32), 0), sem="relaxed")
     tl.store(cell_of_point + row, tl.where(inside, cell, -1), mask=row < total)
@@ -120,9 +113,9 @@ def count_columns(
 
 
 @triton.jit
-def drop_farthest(
+def count_blocks(
     points_in_cell,  # of dropped cells: becomes negative
-    block_sums,
+    block_sums,  # (2, blocks) int32
     totals,
     column_at,
     position_of_column,  # the inverse of `column_at`
@@ -137,34 +130,33 @@ def drop_farthest(
     COLUMN_BLOCKS: tl.constexpr,  # padded
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    SEGMENT: tl.constexpr,  # points of a segment
 ):
-    """If there are more voxels than room: keep the first ones by distance, of equals by cell."""
-    if tl.load(totals + CELLS) <= room:
-        return
-    # Find the first cell in this order that has no place: its block of columns, its column, its z.
-    block = tl.arange(0, COLUMN_BLOCKS)
-    number = tl.load(column_sums + block, mask=block < tl.cdiv(num_columns, COLUMNS), other=0)
-    first, left = _whole(number, room)
-    position = first * COLUMNS + tl.arange(0, COLUMNS)
-    number = tl.load(occupied + position, mask=position < num_columns, other=0)
-    whole, left = _whole(number, left)
-    cut = first * COLUMNS + whole
-    z = tl.arange(0, PADDED_NZ)
-    # Others may be negating these counts just now; zero stays zero.
-    count = tl.load(points_in_cell + tl.load(column_at + cut) * NZ + z, mask=z < NZ, other=0)
-    below, left = _whole((count != 0).to(tl.int32), left)
-    cut = cut * NZ + below
-
+    """Count what is kept in each block of cells: if there are more voxels than room, the nearest, of equals by cell."""
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     count = tl.load(points_in_cell + cell, mask=cell < num_cells, other=0)
-    position = tl.load(position_of_column + cell // NZ, mask=count != 0, other=0)
-    is_kept = position * NZ + cell % NZ < cut
-    tl.store(points_in_cell + cell, -count, mask=(count != 0) & ~is_kept)
-    count = tl.where(is_kept, count, 0)
-    block = block_sums + tl.program_id(0)
-    tl.store(block + CELLS * BLOCKS, tl.sum((count != 0).to(tl.int32), 0))
-    tl.store(block + SEGMENTS * BLOCKS, tl.sum(tl.cdiv(count, SEGMENT), 0))
+    if tl.load(totals + CELLS) > room:
+        # Find the first cell in this order that has no place: its block of columns, its column, its z.
+        block = tl.arange(0, COLUMN_BLOCKS)
+        number = tl.load(column_sums + block, mask=block < tl.cdiv(num_columns, COLUMNS), other=0)
+        first, left = _whole(number, room)
+        position = first * COLUMNS + tl.arange(0, COLUMNS)
+        number = tl.load(occupied + position, mask=position < num_columns, other=0)
+        whole, left = _whole(number, left)
+        cut = first * COLUMNS + whole
+        z = tl.arange(0, PADDED_NZ)
+        # Others may be negating these counts just now; zero stays zero.
+        in_column = tl.load(points_in_cell + tl.load(column_at + cut) * NZ + z, mask=z < NZ, other=0)
+        below, left = _whole((in_column != 0).to(tl.int32), left)
+        cut = cut * NZ + below
+
+        column_position = tl.load(position_of_column + cell // NZ, mask=count != 0, other=0)
+        is_kept = column_position * NZ + cell % NZ < cut
+        tl.store(points_in_cell + cell, -count, mask=(count != 0) & ~is_kept)
+        count = tl.where(is_kept, count, 0)
+    sums = block_sums + tl.program_id(0)
+    tl.store(sums + CELLS * BLOCKS, tl.sum((count != 0).to(tl.int32), 0))
+    tl.store(sums + SEGMENTS * BLOCKS, tl.sum(tl.cdiv(count, SEGMENT), 0))
 
 
 @triton.jit
@@ -184,8 +176,8 @@ def number_voxels(
     cell_of_voxel,
     points_in_voxel,
     segment_start,  # (V,) int32
-    offset_sum,  # (V, 3) int64: becomes zero
-    slots,  # (G, SEGMENT) int32: becomes -1 where no point will be
+    offset_sum,  # (V, 3) int64: becomes zero for voxels with several segments
+    slots,  # (G, SEGMENT) int32: becomes -1 in each voxel's last segment
     num_voxels,
     num_segments,
     num_points,
@@ -226,10 +218,9 @@ def number_voxels(
     tl.store(segment_start + voxel, end - length, mask=is_kept)
     zero = tl.zeros((BLOCK,), tl.int64)
     for axis in tl.static_range(3):
-        tl.store(offset_sum + voxel * 3 + axis, zero, mask=is_kept)
-    for back in tl.static_range(1, SEGMENT):
-        is_free = is_kept & (length * SEGMENT - back >= count)
-        tl.store(slots + end * SEGMENT - back, tl.full((BLOCK,), -1, tl.int32), mask=is_free)
+        tl.store(offset_sum + voxel * 3 + axis, zero, mask=count > SEGMENT)
+    last = slots + (end - 1)[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
+    tl.store(last, tl.full((BLOCK, SEGMENT), -1, tl.int32), mask=is_kept[:, None])
     if is_last:
         tl.store(num_voxels, voxels_before + own_voxels)
         tl.store(num_segments, segments_before + own_segments)
@@ -239,42 +230,28 @@ def number_voxels(
 
 @triton.jit
 def fill_segments(
-    points,
     ends,
-    limits,
     cell_of_point,
     rank_of_point,
     voxel_of_cell,
     segment_start,
     voxel_of_segment,  # (G,) int32
     slots,
-    offset_sum,
     points_in_cell,  # becomes zero
-    block_sums,  # becomes zero
     totals,  # becomes zero
     num_rows,
     CLOUDS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    NX: tl.constexpr,
-    NY: tl.constexpr,
-    NZ: tl.constexpr,
-    BLOCKS: tl.constexpr,
     SEGMENT: tl.constexpr,
-    SCALE: tl.constexpr,
     ROWS: tl.constexpr,
-    CLEARED: tl.constexpr,  # entries of `block_sums` that a program clears
 ):
-    """Put the points into segments, add up their offsets, and leave zeros for the next frame."""
-    pid = tl.program_id(0)
-    entry = pid * CLEARED + tl.arange(0, CLEARED)
-    tl.store(block_sums + entry, tl.zeros((CLEARED,), tl.int32), mask=entry < 2 * BLOCKS)
-    if pid == 0:
+    """Put the points into segments, and leave zeros for the next frame."""
+    if tl.program_id(0) == 0:
         tl.store(totals + CELLS, 0)
         tl.store(totals + POINTS, 0)
     total = tl.minimum(tl.load(ends + CLOUDS - 1), num_rows)
-    if pid * ROWS >= total:
+    if tl.program_id(0) * ROWS >= total:
         return
-    row = pid * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cell = tl.load(cell_of_point + row, mask=row < total, other=-1)
     inside = cell >= 0
     rank = tl.load(rank_of_point + row, mask=inside, other=0)
@@ -284,13 +261,46 @@ def fill_segments(
     segment = tl.load(segment_start + voxel, mask=is_kept, other=0) + rank // SEGMENT
     tl.store(voxel_of_segment + segment, voxel, mask=is_kept & (rank % SEGMENT == 0))
     tl.store(slots + segment * SEGMENT + rank % SEGMENT, row, mask=is_kept)
+
+
+@triton.jit
+def sum_offsets(
+    points,
+    limits,
+    cell_of_voxel,
+    points_in_voxel,
+    voxel_of_segment,
+    slots,
+    num_segments,
+    offset_sum,
+    COLUMNS: tl.constexpr,
+    NX: tl.constexpr,
+    NY: tl.constexpr,
+    NZ: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    SCALE: tl.constexpr,
+    ROWS: tl.constexpr,  # segments of a program
+):
+    """Add up the offsets of the points of each segment, and of the segments of a voxel if there are several."""
+    total = tl.load(num_segments)
+    if tl.program_id(0) * ROWS >= total:
+        return
+    segment = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = segment < total
+    point = tl.load(slots + segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :], mask=inside[:, None], other=-1)
+    voxel = tl.load(voxel_of_segment + segment, mask=inside, other=0)
+    cell = tl.load(cell_of_voxel + voxel, mask=inside, other=0)
+    is_part = tl.load(points_in_voxel + voxel, mask=inside, other=0) > SEGMENT
     for axis in tl.static_range(3):
         minimum = tl.load(limits + axis)
         extent = tl.load(limits + 3 + axis)
-        corner = lower_corner(cell, axis, minimum, extent, NX, NY, NZ)
-        value = tl.load(points + row * COLUMNS + axis, mask=is_kept, other=0.0)
-        offset = tl.floor((value - corner) * (SCALE / extent) + 0.5).to(tl.int64)
-        tl.atomic_add(offset_sum + voxel * 3 + axis, offset, mask=is_kept, sem="relaxed")
+        corner = lower_corner(cell, axis, minimum, extent, NX, NY, NZ)[:, None]
+        value = tl.load(points + point * COLUMNS + axis, mask=point >= 0, other=0.0)
+        offset = tl.where(point >= 0, tl.floor((value - corner) * (SCALE / extent) + 0.5), 0.0)
+        steps = tl.sum(offset.to(tl.int64), 1)
+        at = offset_sum + voxel * 3 + axis
+        tl.store(at, steps, mask=inside & ~is_part)
+        tl.atomic_add(at, steps, mask=is_part, sem="relaxed")
 
 
 @triton.jit
