@@ -480,7 +480,7 @@ class HopperConvolution:
             kernels.weight_descriptor(self._weights), self._bias,
             kernels.map_descriptor(output.rows, x.height, x.width),
             kernels.weight_descriptor(taps), products, x.height, x.width, math.prod(tiles_of(x)),
-            CIN=self._channels_in, PRODUCTS=count, BOXES=5 if count else 6,
+            CIN=self._channels_in, PRODUCTS=count, BOXES=kernels.BOXES_TO_PRODUCTS if count else kernels.BOXES_TO_ROWS,
             num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
 

@@ -41,6 +41,11 @@ BOX_BYTES = gl.constexpr(10 * 16 * 64 * 2)
 WEIGHT_BYTES = gl.constexpr(3 * 64 * 64 * 2)
 WEIGHTS = gl.constexpr(3)  # slots of the ring of weights
 
+# Slots of the ring of boxes, as many as there is room for beside what a tile ends with. An even number: a consumer has
+# slots of its own then. It may wait for a phase of a barrier only if it has seen the phase before.
+BOXES_TO_ROWS = 6
+BOXES_TO_PRODUCTS = 4
+
 BOX = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16]))
 BY_CHANNEL = gl.constexpr(gl.SliceLayout(1, SUMS))
@@ -80,6 +85,7 @@ def convolve_tiles(
     BOXES: gl.constexpr,  # slots of the ring of boxes
 ):
     """A 3 by 3 convolution of stride 1 with ReLU."""
+    gl.static_assert(BOXES % 2 == 0)
     boxes = gl.allocate_shared_memory(gl.float16, [BOXES * BOX_TALL, WIDE, CHUNK], SWIZZLED)
     slices = gl.allocate_shared_memory(gl.float16, [WEIGHTS * 3, CHANNELS, CHUNK], SWIZZLED)
     results = gl.allocate_shared_memory(gl.float16, [2, CELLS, CHANNELS], SWIZZLED)
