@@ -37,13 +37,14 @@ class KernelConvolutions:
         if isinstance(head, PeakHead):
             shared = head.shared_conv[0]
             assert isinstance(shared, nn.Conv2d)
-            self._heatmaps = FusedHeatmaps(shared, head.heatmap_hidden, head.heatmap, self._backbone.sources)
+            convolutions = (shared, head.heatmap_hidden, head.heatmap)
+            self._heatmaps = FusedHeatmaps(*convolutions, self._backbone.sources, len(model.class_names))
 
     def __call__(self, features: Tensor, grid: Grid) -> Maps:
         """(V, D) features of the pillars in `grid` to what the head says."""
         rows = self._backbone(features, grid)
         if self._heatmaps is not None:
-            logits, shared = self._heatmaps(rows, len(self._model.class_names))
+            logits, shared = self._heatmaps(rows)
             return PeakMaps(logits, shared)
         return proposals_from(self._head(self._backbone.image(rows)), self._model)
 

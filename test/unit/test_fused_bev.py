@@ -22,6 +22,7 @@ from dsvt_ros.fused.bev import (
     every_tile,
     list_tiles,
     room_for,
+    sum_taps,
     tiles_of,
 )
 from dsvt_ros.fused.peak_head import PeakHead
@@ -262,8 +263,8 @@ def test_backbone_and_heatmaps(name, count):
     if isinstance(head, CenterHead):
         at_peaks = PeakHead(copy.deepcopy(head))
         convolutions = (at_peaks.shared_conv[0], at_peaks.heatmap_hidden, at_peaks.heatmap)
-        heatmaps = FusedHeatmaps(*convolutions, backbone.sources)
-        logits, shared = heatmaps(rows, 3)
+        heatmaps = FusedHeatmaps(*convolutions, backbone.sources, 3)
+        logits, shared = heatmaps(rows)
         for ours, theirs in ((logits, head(expected).heatmap), (shared, head.shared_conv(expected))):
             assert ours.shape == theirs.shape
             assert ((ours.float() - theirs).norm() / theirs.norm()).item() < 2e-3
@@ -288,6 +289,23 @@ def test_backbone_of_unusual_widths():
 
 
 # ---------------------------------------------------------------------------------------------------------------- tiles
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(9, 17), (8, 16), (7, 15)])
+def test_sum_of_taps(height, width, classes):
+    """What a cell has for neighbours in other tiles, too; nothing comes from cells beyond the map."""
+    conv = half_exact(nn.Conv2d(16, classes, 3, padding=1))
+    image = image_of(2, 16, height, width)
+    x = rows_of(image)
+    across, down, clouds = tiles_of(x)
+    cells = torch.full((clouds, 9 * classes, down * 8, across * 16), torch.nan, device=DEVICE)
+    taps = conv.weight.permute(2, 3, 0, 1).reshape(9 * classes, 16)
+    cells[..., :height, :width] = torch.einsum("kc,bchw->bkhw", taps, image)
+    products = cells.unflatten(2, (down, 8)).unflatten(4, (across, 16)).permute(0, 2, 4, 1, 3, 5)
+    found = sum_taps(products.reshape(-1, 9 * classes, 128), conv.bias, x, classes)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.float(), conv(image), rtol=2e-3, atol=2e-3)
 
 
 def occupied_cells(height, width, clouds, *cells):
