@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-PART_BYTES = 1 << 20
+PART_BYTES = 2 << 20
 """While so many bytes travel, the next ones are copied to where the device can fetch them."""
 
 
