@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.errors import EngineError
@@ -24,7 +25,8 @@ NARROW = 64
 """Channels out of convolutions that read their input once for three taps,"""
 NARROW_FROM = 256
 """and the fewest channels in from which on that is faster (measured on an H200)."""
-GATHER_ROWS = 16
+GATHER_CELLS = 16
+"""That one warp computes."""
 INDEX_BLOCK = 32
 WARPGROUPS_FROM = 9
 """Compute capability of GPUs that keep sums of products in fewer registers."""
@@ -210,13 +212,17 @@ class FirstBlock:
         )
         products = multiply(features, self.matrix, grid.num_voxels)
         height_out, width_out = -(-height // self.stride), -(-width // self.stride)
-        num_rows = clouds * (height_out + 1) * (width_out + 1)
-        output = features.new_empty(num_rows, self.channels)
-        center = voxel_at.new_empty(num_rows)
-        kernels.gather_taps[(-(-num_rows // GATHER_ROWS),)](
-            products, voxel_at, self.bias, output, center, height_out, width_out, height, width, num_rows, num_rows_in,
-            PRODUCT_STRIDE=products.stride(0), STRIDE=self.stride, ROWS=GATHER_ROWS, COLUMNS=self.channels, num_warps=2,
+        lines = clouds * (height_out + 1)
+        output = features.new_empty(lines * (width_out + 1), self.channels)
+        kernels.gather_taps[(lines, -(-(width_out + 1) // GATHER_CELLS))](
+            products, voxel_at, self.bias, output, height_out, width_out, height, width, clouds * (height + 1),
+            PRODUCT_STRIDE=products.stride(0), STRIDE=self.stride, CELLS=GATHER_CELLS,
+            ROOM=power_of_two((GATHER_CELLS - 1) * self.stride + 3), COLUMNS=self.channels, num_warps=1,
         )  # fmt: skip
+        center = voxel_at
+        if self.stride > 1:
+            cells = voxel_at.view(clouds, height + 1, width + 1)[:, : height : self.stride, : width : self.stride]
+            center = F.pad(cells, (0, 1, 0, 1), value=-1).flatten()
         return BevRows(output, height_out, width_out), (products[:, 9 * self.channels :], center)
 
 
