@@ -335,10 +335,10 @@ class Upsampling:
                 ROWS=ROWS, PRODUCT_STRIDE=0, RESIDUAL=0, RELU=True, CLASSES=0, **blocks,
             )  # fmt: skip
             return BevRows(output, x.height, x.width)
-        grid = (-(-num_rows // ROWS), self.stride**2, self.channels_out // blocks["COLUMNS"])
-        kernels.upsample[grid](
+        lines = num_rows // (x.width + 1)
+        kernels.upsample[self.stride**2 * (self.channels_out // blocks["COLUMNS"]), -(-(x.width + 1) // ROWS), lines](
             descriptor(x.rows, ROWS, blocks["CHUNK"]), descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]),
-            self.bias, output, x.height, x.width, num_rows,
+            self.bias, output, x.height, x.width,
             CIN=self.channels_in, STRIDE=self.stride, OUTPUT_STRIDE=output.stride(0), ROWS=ROWS, **blocks,
         )  # fmt: skip
         return BevRows(output, x.height * self.stride, x.width * self.stride)

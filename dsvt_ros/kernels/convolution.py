@@ -175,7 +175,6 @@ def upsample(
     output,  # (rows out, OUTPUT_STRIDE) float16, from its first channel on
     height,  # of the input
     width,
-    num_rows,  # of the input
     CIN: tl.constexpr,
     OUTPUT_STRIDE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -184,30 +183,33 @@ def upsample(
     CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A transposed convolution with kernels as wide as their stride, and ReLU: each cell becomes STRIDE by STRIDE."""
-    first = tl.program_id(0) * ROWS
-    part = tl.program_id(1)
-    first_column = tl.program_id(2) * COLUMNS
+    """A transposed convolution with kernels as wide as their stride, and ReLU: each cell becomes STRIDE by STRIDE.
+
+    A program takes cells of one line to one place among these.
+    """
+    place = tl.program_id(0) % (STRIDE * STRIDE)
+    first_column = tl.program_id(0) // (STRIDE * STRIDE) * COLUMNS
+    first = tl.program_id(1) * ROWS
+    line = tl.program_id(2)
+    y = line % (height + 1)
+    # Of the padding, only one row and one column is there in the output.
+    if (y == height) & (place >= STRIDE):
+        return
     chunks: tl.constexpr = CIN // CHUNK
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in tl.range(chunks, num_stages=STAGES):
-        a = x.load([first, step * CHUNK])
-        b = weights.load([part * CIN + step * CHUNK, first_column])
+        a = x.load([line * (width + 1) + first, step * CHUNK])
+        b = weights.load([place * CIN + step * CHUNK, first_column])
         sums = tl.dot(a, b, sums)
     column = first_column + tl.arange(0, COLUMNS)
     sums = tl.maximum(sums + tl.load(bias + column)[None, :], 0.0)
-    row = first + tl.arange(0, ROWS)
-    x_in = row % (width + 1)
-    y_in = row // (width + 1) % (height + 1)
-    batch = row // ((width + 1) * (height + 1))
-    right, below = x_in == width, y_in == height
-    sums = tl.where((right | below)[:, None], 0.0, sums)
-    y_out = batch * (height * STRIDE + 1) + y_in * STRIDE + part // STRIDE
-    row_out = y_out * (width * STRIDE + 1) + x_in * STRIDE + part % STRIDE
-    # Of the padding, only one row and one column is there in the output.
-    kept = (row < num_rows) & ~(right & (part % STRIDE != 0)) & ~(below & (part // STRIDE != 0))
+    cell = first + tl.arange(0, ROWS)
+    sums = tl.where(((cell < width) & (y < height))[:, None], sums, 0.0)
+    kept = (cell < width) | ((cell == width) & (place % STRIDE == 0))
+    line_out = line // (height + 1) * (height * STRIDE + 1) + y * STRIDE + place // STRIDE
+    target = output + (line_out * (width * STRIDE + 1) + place % STRIDE) * OUTPUT_STRIDE
     tl.store(
-        output + row_out[:, None] * OUTPUT_STRIDE + column[None, :], sums.to(tl.float16), mask=kept[:, None]
+        target + cell[:, None] * (STRIDE * OUTPUT_STRIDE) + column[None, :], sums.to(tl.float16), mask=kept[:, None]
     )
 
 

@@ -186,6 +186,15 @@ def test_upsampling(stride, before, after):
     assert wide[:, columns.stop :].isnan().all()
 
 
+def test_upsampling_of_longer_lines_than_a_block():
+    conv = half_exact(nn.ConvTranspose2d(16, 16, 2, 2))
+    image = image_of(1, 16, 2, bev.ROWS + 3)
+    expected = torch.relu(conv(image))
+    cells = (expected.shape[2] + 1) * (expected.shape[3] + 1)
+    output = torch.full((cells, 16), torch.nan, dtype=torch.float16, device=DEVICE)
+    assert_same(Upsampling(conv)(rows_of(image), output=output), expected)
+
+
 # ------------------------------------------------------------------------------------------------------- voxels to rows
 
 
