@@ -323,9 +323,8 @@ def gather_taps(
 
     A program goes along three lines at once; each voxel it meets adds to the cells left of it, at it and right of it.
     """
-    # Voxels are numbered along y first; the last ones have just been written.
     line = tl.program_id(0)
-    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * CELLS
+    first = tl.program_id(1) * CELLS
     y = line % (height + 1)
     line_in = line // (height + 1) * (height_in + 1) + tl.minimum(y * STRIDE, height_in)
     # Above the first map it is as empty as below the last.
