@@ -336,7 +336,7 @@ class Upsampling:
             )  # fmt: skip
             return BevRows(output, x.height, x.width)
         lines = num_rows // (x.width + 1)
-        kernels.upsample[self.stride**2 * (self.channels_out // blocks["COLUMNS"]), -(-(x.width + 1) // ROWS), lines](
+        kernels.upsample[self.stride * (self.channels_out // blocks["COLUMNS"]), -(-(x.width + 1) // ROWS), lines](
             descriptor(x.rows, ROWS, blocks["CHUNK"]), descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]),
             self.bias, output, x.height, x.width,
             CIN=self.channels_in, STRIDE=self.stride, OUTPUT_STRIDE=output.stride(0), ROWS=ROWS, **blocks,

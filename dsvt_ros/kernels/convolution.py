@@ -185,32 +185,36 @@ def upsample(
 ):
     """A transposed convolution with kernels as wide as their stride, and ReLU: each cell becomes STRIDE by STRIDE.
 
-    A program takes cells of one line to one place among these.
+    A program takes cells of one line to one of STRIDE lines, place after place along x; it reads for the next place
+    while it writes.
     """
-    place = tl.program_id(0) % (STRIDE * STRIDE)
-    first_column = tl.program_id(0) // (STRIDE * STRIDE) * COLUMNS
+    below = tl.program_id(0) % STRIDE
+    first_column = tl.program_id(0) // STRIDE * COLUMNS
     first = tl.program_id(1) * ROWS
     line = tl.program_id(2)
     y = line % (height + 1)
     # Of the padding, only one row and one column is there in the output.
-    if (y == height) & (place >= STRIDE):
+    if (y == height) & (below > 0):
         return
     chunks: tl.constexpr = CIN // CHUNK
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(chunks, num_stages=STAGES):
-        a = x.load([line * (width + 1) + first, step * CHUNK])
-        b = weights.load([place * CIN + step * CHUNK, first_column])
-        sums = tl.dot(a, b, sums)
-    column = first_column + tl.arange(0, COLUMNS)
-    sums = tl.maximum(sums + tl.load(bias + column)[None, :], 0.0)
     cell = first + tl.arange(0, ROWS)
-    sums = tl.where(((cell < width) & (y < height))[:, None], sums, 0.0)
-    kept = (cell < width) | ((cell == width) & (place % STRIDE == 0))
-    line_out = line // (height + 1) * (height * STRIDE + 1) + y * STRIDE + place // STRIDE
-    target = output + (line_out * (width * STRIDE + 1) + place % STRIDE) * OUTPUT_STRIDE
-    tl.store(
-        target + cell[:, None] * (STRIDE * OUTPUT_STRIDE) + column[None, :], sums.to(tl.float16), mask=kept[:, None]
-    )
+    column = first_column + tl.arange(0, COLUMNS)
+    inside = (cell < width) & (y < height)
+    line_out = line // (height + 1) * (height * STRIDE + 1) + y * STRIDE + below
+    target = output + line_out * (width * STRIDE + 1) * OUTPUT_STRIDE
+    target += cell[:, None] * (STRIDE * OUTPUT_STRIDE) + column[None, :]
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in tl.range(STRIDE * chunks, num_stages=STAGES):
+        a = x.load([line * (width + 1) + first, step % chunks * CHUNK])
+        b = weights.load([below * STRIDE * CIN + step * CHUNK, first_column])
+        sums = tl.dot(a, b, sums)
+        if step % chunks == chunks - 1:
+            beside = step // chunks
+            result = tl.maximum(sums + tl.load(bias + column)[None, :], 0.0)
+            result = tl.where(inside[:, None], result, 0.0)
+            kept = (cell < width) | ((cell == width) & (beside == 0))
+            tl.store(target + beside * OUTPUT_STRIDE, result.to(tl.float16), mask=kept[:, None])
+            sums = tl.zeros((ROWS, COLUMNS), tl.float32)
 
 
 @triton.jit

@@ -171,7 +171,7 @@ def test_repeated_runs_give_the_same_bytes():
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-@pytest.mark.parametrize(("before", "after"), [(16, 16), (24, 96)])
+@pytest.mark.parametrize(("before", "after"), [(16, 16), (24, 96), (72, 192)])
 def test_upsampling(stride, before, after):
     """Into some columns of wider rows."""
     conv = half_exact(nn.ConvTranspose2d(before, after, stride, stride))
