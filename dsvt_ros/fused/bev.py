@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvt_ros.errors import EngineError
@@ -24,7 +25,8 @@ NARROW = 64
 """Channels out of convolutions that read their input once for three taps,"""
 NARROW_FROM = 256
 """and the fewest channels in from which on that is faster (measured on an H200)."""
-GATHER_ROWS = 16
+GATHER_CELLS = 8
+"""That one warp computes (8 measured faster than 16 and 32 on an H200)."""
 INDEX_BLOCK = 32
 WARPGROUPS_FROM = 9
 """Compute capability of GPUs that keep sums of products in fewer registers."""
@@ -214,13 +216,17 @@ class FirstBlock:
         )
         products = multiply(features, self.matrix, grid.num_voxels)
         height_out, width_out = -(-height // self.stride), -(-width // self.stride)
-        num_rows = clouds * (height_out + 1) * (width_out + 1)
-        output = features.new_empty(num_rows, self.channels)
-        center = voxel_at.new_empty(num_rows)
-        kernels.gather_taps[(-(-num_rows // GATHER_ROWS),)](
-            products, voxel_at, self.bias, output, center, height_out, width_out, height, width, num_rows, num_rows_in,
-            PRODUCT_STRIDE=products.stride(0), STRIDE=self.stride, ROWS=GATHER_ROWS, COLUMNS=self.channels, num_warps=2,
+        lines = clouds * (height_out + 1)
+        output = features.new_empty(lines * (width_out + 1), self.channels)
+        kernels.gather_taps[(lines, -(-(width_out + 1) // GATHER_CELLS))](
+            products, voxel_at, self.bias, output, height_out, width_out, height, width, clouds * (height + 1),
+            PRODUCT_STRIDE=products.stride(0), STRIDE=self.stride, CELLS=GATHER_CELLS,
+            ROOM=power_of_two((GATHER_CELLS - 1) * self.stride + 3), COLUMNS=self.channels, num_warps=1,
         )  # fmt: skip
+        center = voxel_at
+        if self.stride > 1:
+            cells = voxel_at.view(clouds, height + 1, width + 1)[:, : height : self.stride, : width : self.stride]
+            center = F.pad(cells, (0, 1, 0, 1), value=-1).flatten()
         return BevRows(output, height_out, width_out), (products[:, 9 * self.channels :], center)
 
 
@@ -333,10 +339,10 @@ class Upsampling:
                 ROWS=ROWS, PRODUCT_STRIDE=0, RESIDUAL=0, RELU=True, CLASSES=0, **blocks,
             )  # fmt: skip
             return BevRows(output, x.height, x.width)
-        grid = (-(-num_rows // ROWS), self.stride**2, self.channels_out // blocks["COLUMNS"])
-        kernels.upsample[grid](
+        lines = num_rows // (x.width + 1)
+        kernels.upsample[self.stride * (self.channels_out // blocks["COLUMNS"]), -(-(x.width + 1) // ROWS), lines](
             descriptor(x.rows, ROWS, blocks["CHUNK"]), descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]),
-            self.bias, output, x.height, x.width, num_rows,
+            self.bias, output, x.height, x.width,
             CIN=self.channels_in, STRIDE=self.stride, OUTPUT_STRIDE=output.stride(0), ROWS=ROWS, **blocks,
         )  # fmt: skip
         return BevRows(output, x.height * self.stride, x.width * self.stride)
@@ -539,9 +545,10 @@ def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
     count, channels = features.shape
     blocks = blocks_of(channels, matrix.shape[1], matrix.device)
     output = features.new_empty(count, matrix.shape[1])
+    # Faster than with three stages (measured on an H200).
     kernels.multiply[(matrix.shape[1] // blocks["COLUMNS"], -(-count // ROWS))](
         descriptor(features, ROWS, blocks["CHUNK"]), descriptor(matrix, blocks["CHUNK"], blocks["COLUMNS"]),
-        descriptor(output, ROWS, blocks["COLUMNS"]), num_rows, CIN=channels, ROWS=ROWS, **blocks,
+        descriptor(output, ROWS, blocks["COLUMNS"]), num_rows, CIN=channels, ROWS=ROWS, **(blocks | {"STAGES": 2}),
     )  # fmt: skip
     return output
 

@@ -175,7 +175,6 @@ def upsample(
     output,  # (rows out, OUTPUT_STRIDE) float16, from its first channel on
     height,  # of the input
     width,
-    num_rows,  # of the input
     CIN: tl.constexpr,
     OUTPUT_STRIDE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -184,31 +183,38 @@ def upsample(
     CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A transposed convolution with kernels as wide as their stride, and ReLU: each cell becomes STRIDE by STRIDE."""
-    first = tl.program_id(0) * ROWS
-    part = tl.program_id(1)
-    first_column = tl.program_id(2) * COLUMNS
-    chunks: tl.constexpr = CIN // CHUNK
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(chunks, num_stages=STAGES):
-        a = x.load([first, step * CHUNK])
-        b = weights.load([part * CIN + step * CHUNK, first_column])
-        sums = tl.dot(a, b, sums)
-    column = first_column + tl.arange(0, COLUMNS)
-    sums = tl.maximum(sums + tl.load(bias + column)[None, :], 0.0)
-    row = first + tl.arange(0, ROWS)
-    x_in = row % (width + 1)
-    y_in = row // (width + 1) % (height + 1)
-    batch = row // ((width + 1) * (height + 1))
-    right, below = x_in == width, y_in == height
-    sums = tl.where((right | below)[:, None], 0.0, sums)
-    y_out = batch * (height * STRIDE + 1) + y_in * STRIDE + part // STRIDE
-    row_out = y_out * (width * STRIDE + 1) + x_in * STRIDE + part % STRIDE
+    """A transposed convolution with kernels as wide as their stride, and ReLU: each cell becomes STRIDE by STRIDE.
+
+    A program takes cells of one line to one of STRIDE lines, place after place along x; it reads for the next place
+    while it writes.
+    """
+    below = tl.program_id(0) % STRIDE
+    first_column = tl.program_id(0) // STRIDE * COLUMNS
+    first = tl.program_id(1) * ROWS
+    line = tl.program_id(2)
+    y = line % (height + 1)
     # Of the padding, only one row and one column is there in the output.
-    kept = (row < num_rows) & ~(right & (part % STRIDE != 0)) & ~(below & (part // STRIDE != 0))
-    tl.store(
-        output + row_out[:, None] * OUTPUT_STRIDE + column[None, :], sums.to(tl.float16), mask=kept[:, None]
-    )
+    if (y == height) & (below > 0):
+        return
+    chunks: tl.constexpr = CIN // CHUNK
+    cell = first + tl.arange(0, ROWS)
+    column = first_column + tl.arange(0, COLUMNS)
+    inside = (cell < width) & (y < height)
+    line_out = line // (height + 1) * (height * STRIDE + 1) + y * STRIDE + below
+    target = output + line_out * (width * STRIDE + 1) * OUTPUT_STRIDE
+    target += cell[:, None] * (STRIDE * OUTPUT_STRIDE) + column[None, :]
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in tl.range(STRIDE * chunks, num_stages=STAGES):
+        a = x.load([line * (width + 1) + first, step % chunks * CHUNK])
+        b = weights.load([below * STRIDE * CIN + step * CHUNK, first_column])
+        sums = tl.dot(a, b, sums)
+        if step % chunks == chunks - 1:
+            beside = step // chunks
+            result = tl.maximum(sums + tl.load(bias + column)[None, :], 0.0)
+            result = tl.where(inside[:, None], result, 0.0)
+            kept = (cell < width) | ((cell == width) & (beside == 0))
+            tl.store(target + beside * OUTPUT_STRIDE, result.to(tl.float16), mask=kept[:, None])
+            sums = tl.zeros((ROWS, COLUMNS), tl.float32)
 
 
 @triton.jit
@@ -303,39 +309,70 @@ def multiply(
 @triton.jit
 def gather_taps(
     products,  # (voxels, PRODUCT_STRIDE) float16: tap after tap COLUMNS channels, from `multiply`
-    voxel_at,  # (rows in,) int32
+    voxel_at,  # (rows in,) int32: voxel in each cell, -1 for none
     bias,  # (COLUMNS,) float32
     output,  # (rows out, COLUMNS) float16
-    center,  # (rows out,) int32, the voxel under the middle tap; -1 for none
     height,  # of the output
     width,
     height_in,
     width_in,
-    num_rows,  # of the output
-    num_rows_in,
+    num_lines_in,  # of all maps, with the empty ones
     PRODUCT_STRIDE: tl.constexpr,
     STRIDE: tl.constexpr,
-    ROWS: tl.constexpr,
+    CELLS: tl.constexpr,  # of a line that a program computes
+    ROOM: tl.constexpr,  # at least (CELLS - 1) * STRIDE + 3
     COLUMNS: tl.constexpr,
 ):
-    """A 3 by 3 convolution with ReLU over few voxels: each cell sums what the voxels around it add."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """A 3 by 3 convolution with ReLU over few voxels: each cell sums what the voxels around it add.
+
+    A program goes along three lines at once; each voxel it meets adds to the cells left of it, at it and right of it.
+    """
+    line = tl.program_id(0)
+    first = tl.program_id(1) * CELLS
+    y = line % (height + 1)
+    line_in = line // (height + 1) * (height_in + 1) + tl.minimum(y * STRIDE, height_in)
+    # Above the first map it is as empty as below the last.
+    above = voxel_at + tl.where(line_in > 0, line_in - 1, num_lines_in - 1) * (width_in + 1)
+    level = voxel_at + line_in * (width_in + 1)
+    below = voxel_at + tl.minimum(line_in + 1, num_lines_in - 1) * (width_in + 1)
+    around = first * STRIDE - 1 + tl.arange(0, ROOM)
+    read = (around >= 0) & (around < tl.minimum((first + CELLS - 1) * STRIDE + 2, width_in))
+    near = tl.maximum(tl.load(above + around, mask=read, other=-1), tl.load(level + around, mask=read, other=-1))
+    near = tl.maximum(near, tl.load(below + around, mask=read, other=-1))
     column = tl.arange(0, COLUMNS)
-    x_out = row % (width + 1)
-    y_out = row // (width + 1) % (height + 1)
-    batch = row // ((width + 1) * (height + 1))
-    inside = (x_out < width) & (y_out < height) & (row < num_rows)
-    row_in = (batch * (height_in + 1) + y_out * STRIDE) * (width_in + 1) + x_out * STRIDE
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.load(bias + column)[None, :]
-    for tap in tl.static_range(9):
-        at = row_in + (tap // 3 - 1) * (width_in + 1) + tap % 3 - 1
-        voxel = tl.load(voxel_at + at, mask=inside & (at >= 0) & (at < num_rows_in), other=-1)
-        if tap == 4:
-            tl.store(center + row, voxel, mask=row < num_rows)
-        more = products + voxel[:, None] * PRODUCT_STRIDE + tap * COLUMNS + column[None, :]
-        sums += tl.load(more, mask=(voxel >= 0)[:, None], other=0.0).to(tl.float32)
-    sums = tl.where(inside[:, None], tl.maximum(sums, 0.0), 0.0)
-    tl.store(output + row[:, None] * COLUMNS + column[None, :], sums.to(tl.float16), mask=(row < num_rows)[:, None])
+    nothing = tl.load(bias + column)
+    target = output + line * (width + 1) * COLUMNS + column
+    if (tl.max(near) < 0) | (y == height):
+        cells = first + tl.arange(0, CELLS)
+        alike = tl.where(((cells < width) & (y < height))[:, None], tl.maximum(nothing, 0.0)[None, :], 0.0)
+        tl.store(target[None, :] + cells[:, None] * COLUMNS, alike.to(tl.float16), mask=(cells <= width)[:, None])
+    else:
+        now = nothing
+        later = nothing
+        for step in range(CELLS + 2):
+            x = first - 1 + step
+            done = now
+            now = later
+            later = nothing
+            for beside in tl.static_range(STRIDE):
+                x_in = x * STRIDE + beside
+                x_in = tl.where((x_in >= 0) & (x_in < width_in), x_in, width_in)
+                for y_in in tl.static_range(3):
+                    voxel = tl.load((above if y_in == 0 else level if y_in == 1 else below) + x_in)
+                    if voxel >= 0:
+                        taps = products + voxel * PRODUCT_STRIDE + y_in * 3 * COLUMNS + column
+                        if beside == STRIDE - 1:
+                            later += tl.load(taps).to(tl.float32)
+                        if beside == 0:
+                            now += tl.load(taps + COLUMNS).to(tl.float32)
+                        if STRIDE == 1:
+                            done += tl.load(taps + 2 * COLUMNS).to(tl.float32)
+                        elif beside == 1:
+                            now += tl.load(taps + 2 * COLUMNS).to(tl.float32)
+            # What is done is the cell before.
+            done = tl.where(x <= width, tl.maximum(done, 0.0), 0.0)
+            if (x > first) & (x <= width + 1):
+                tl.store(target + (x - 1) * COLUMNS, done.to(tl.float16))
 
 
 @triton.jit

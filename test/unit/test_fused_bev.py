@@ -172,7 +172,7 @@ def test_repeated_runs_give_the_same_bytes():
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-@pytest.mark.parametrize(("before", "after"), [(16, 16), (24, 96)])
+@pytest.mark.parametrize(("before", "after"), [(16, 16), (24, 96), (72, 192)])
 def test_upsampling(stride, before, after):
     """Into some columns of wider rows."""
     conv = half_exact(nn.ConvTranspose2d(before, after, stride, stride))
@@ -187,14 +187,29 @@ def test_upsampling(stride, before, after):
     assert wide[:, columns.stop :].isnan().all()
 
 
+def test_upsampling_of_longer_lines_than_a_block():
+    conv = half_exact(nn.ConvTranspose2d(16, 16, 2, 2))
+    image = image_of(1, 16, 2, bev.ROWS + 3)
+    expected = torch.relu(conv(image))
+    cells = (expected.shape[2] + 1) * (expected.shape[3] + 1)
+    output = torch.full((cells, 16), torch.nan, dtype=torch.float16, device=DEVICE)
+    assert_same(Upsampling(conv)(rows_of(image), output=output), expected)
+
+
 # ------------------------------------------------------------------------------------------------------- voxels to rows
 
 
 def pillars(size, count, clouds, channels, room, seed=0):
+    """`pillars_in` cells at random."""
+    cells = torch.randperm(clouds * size[0] * size[1], generator=torch.Generator().manual_seed(seed))[:count]
+    return pillars_in(size, cells.sort().values, clouds, channels, room, seed)
+
+
+def pillars_in(size, cells, clouds, channels, room, seed=0):
     """Features of pillars, behind which there is garbage, their grid, and the same as a (B, C, H, W) map."""
     width, height = size
+    count = len(cells)
     generator = torch.Generator().manual_seed(seed)
-    cells = torch.randperm(clouds * width * height, generator=generator)[:count].sort().values
     features = torch.full((room, channels), torch.nan, dtype=torch.float16)
     features[:count] = torch.randn(count, channels, generator=generator)
     voxel_of_cell = torch.full((clouds * width * height,), -1, dtype=torch.int32)
@@ -225,7 +240,7 @@ class Head(nn.Module):
         self.dense_head = module
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(
     ("size", "count", "room"),
     [((13, 9), 60, 70), ((8, 12), 50, 50), ((7, 7), 0, 20), ((5, 3), 30, 40)],
@@ -235,6 +250,17 @@ def test_first_block(stride, size, count, room):
     """Voxels of two clouds."""
     block = residual_block(16, 32, stride)
     features, grid, image = pillars(size, count, 2, 16, room)
+    assert_same(FirstBlock(block)(features, grid), block(image))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("x", [-3, -2, -1, 0, 1, 2], ids=lambda x: f"{x:+}")
+def test_a_voxel_where_parts_of_lines_meet(stride, x):
+    """Alone, and far from all others; one of the parts then has nothing but its border."""
+    block = residual_block(16, 16, stride)
+    width, height = 3 * bev.GATHER_CELLS * stride, 3
+    cells = torch.tensor([(bev.GATHER_CELLS * stride + x) * height + 1])
+    features, grid, image = pillars_in((width, height), cells, 1, 16, 2)
     assert_same(FirstBlock(block)(features, grid), block(image))
 
 
