@@ -226,7 +226,7 @@ def test_verify(exported, tmp_path, small_frames, monkeypatch, capsys):
     assert all(tensor["max_error"] > 0 for tensor in result["tensors"].values())
     assert result["boxes"]["expected"] > 5
     assert calls[0] == 1, "once at the start"
-    assert len(calls) == 3, "for the tensors, and for the boxes"
+    assert len(set(calls[1:])) == 2, "for the tensors, and for the boxes, in frames with more room"
 
 
 @needs_triton

@@ -109,7 +109,7 @@ def assert_same_bytes(found, expected):
 
 @pytest.mark.parametrize("name", list(TINY_CONFIGS))
 def test_same_as_torch(name):
-    assert_same_frame(frames_of(name), torch_detector(name), [points_of(40), points_of(24, seed=1)])
+    assert_same_frame(frames_of(name), network_of(name), config_of(), 40, 24)
 
 
 def test_more_voxels_than_room():
