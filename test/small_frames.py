@@ -23,7 +23,7 @@ from dsvt_ros.structures import Boxes3D, HeadMaps
 THRESHOLD = 0.3
 MARGIN = 0.01
 """Of a score that decides whether a box is one."""
-SHAKEN = 10
+SHAKEN = 30
 """Runs a little off, which have to see the same in a cloud that frames are compared on."""
 
 
@@ -114,7 +114,7 @@ class Shaken(TorchNetworks):
     def dense(self, bev: torch.Tensor) -> HeadMaps:
         """As `Networks.dense`."""
         maps = self._backbone_2d(bev)
-        return self._head(maps * (1 + 2e-3 * torch.randn_like(maps)))
+        return self._head(maps * (1 + 4e-3 * torch.randn_like(maps)))
 
 
 def _decided_cloud(reference: Detector, shaken: Detector, count: int, pose: np.ndarray) -> np.ndarray:

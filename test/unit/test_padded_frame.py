@@ -65,7 +65,7 @@ def points_of(name, count, seed=0):
 
 @CONFIGS
 def test_same_as_stage_by_stage(name):
-    assert_same_frame(frames_of(name), network_of(name), config_of(), 60, 44)
+    assert_same_frame(frames_of(name), network_of(name), config_of(), 60, 60)
 
 
 def test_more_voxels_than_room():
