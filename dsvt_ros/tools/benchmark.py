@@ -37,7 +37,7 @@ from dsvt_ros.tools.benchmark_clouds import (
     point_counts,
     resized,
 )
-from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages
+from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages, name_of
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import REFERENCES, load_reference
@@ -71,11 +71,12 @@ def main(argv: list[str]) -> int:
             torch.cuda.empty_cache()
         if not clouds:
             clouds = _clouds(options, detector, console)
-        results.append(_measure(detector, clouds, options.runs, console) | {"load_s": _round(load_s)})
+        asked_for = {"asked_for": backend}
+        results.append(asked_for | _measure(detector, clouds, options.runs, console) | {"load_s": _round(load_s)})
         for size in sizes:
             changed = [resized(cloud, size, number) for number, cloud in enumerate(clouds)]
             totals = _totals(detector, changed, options.runs, console)
-            scaling.append(_described(detector) | {"num_points": size} | totals)
+            scaling.append(asked_for | _described(detector) | {"num_points": size} | totals)
         if options.ros:
             results[-1]["ros"] = _through_ros(options, backend, detector, clouds, console)
     _print(console, results)
@@ -351,7 +352,7 @@ def _print(console: Console, results: list[dict[str, Any]]) -> None:
     table = Table(title="milliseconds, p50 (p95) of stages; total from points to boxes in host memory")
     table.add_column("stage")
     for result in results:
-        table.add_column(result["backend"], justify="right")
+        table.add_column(name_of(result), justify="right")
     for stage in dict.fromkeys(stage for result in results for stage in result["stage_ms"]):
         table.add_row(stage, *(_median_and_tail(result["stage_quantiles_ms"].get(stage)) for result in results))
     if any("engine_ms" in result for result in results):
@@ -385,7 +386,7 @@ def _print_scaling(console: Console, scaling: list[dict[str, Any]], sizes: list[
     table.add_column("points", justify="right")
     table.add_column("voxels", justify="right")
     for entry in scaling[:: len(sizes)]:
-        table.add_column(entry["backend"], justify="right")
+        table.add_column(name_of(entry), justify="right")
     for row, size in enumerate(sizes):
         entries = scaling[row :: len(sizes)]
         times = (_median_and_tail(entry["total_ms"]) for entry in entries)

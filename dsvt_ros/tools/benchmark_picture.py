@@ -65,7 +65,7 @@ def draw_stages(content: dict[str, Any], path: Path) -> None:
         _draw_bar(axes, row, result, longest)
     axes.set_xlim(0, 1.17 * longest)  # totals stand to the right of the bars
     axes.set_ylim(len(results) - 0.45, -0.55)
-    axes.set_yticks(range(len(results)), [_name(result) for result in results], color=TEXT, fontsize=11)
+    axes.set_yticks(range(len(results)), [_label(result) for result in results], color=TEXT, fontsize=11)
     axes.set_xlabel("milliseconds, medians", color=FAINT_TEXT)
     axes.set_title(_title(content), color=TEXT, fontsize=13, loc="left", pad=28)
     axes.tick_params(length=0, labelcolor=TEXT)
@@ -120,8 +120,14 @@ def _draw_legend(axes: Axes, results: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def _name(result: dict[str, Any]) -> str:
-    name, precision = str(result["backend"]), str(result["precision"])
+def name_of(result: dict[str, Any]) -> str:
+    """The backend that a result is of, and whether `auto` chose it."""
+    name = str(result["backend"])
+    return f"auto: {name}" if result.get("asked_for") == "auto" else name
+
+
+def _label(result: dict[str, Any]) -> str:
+    name, precision = name_of(result), str(result["precision"])
     return name if precision in name else f"{name}, {precision}"
 
 
