@@ -40,7 +40,7 @@ class CloudDecoder:
         self._header = _aligned(4 * self._num_words)
         self._staging = Staging(self._header, torch.uint8, device)
 
-    def __call__(self, clouds: Sequence[tuple[RawCloud, int]], points: Tensor) -> None:
+    def __call__(self, clouds: Sequence[tuple[RawCloud, int]], points: Tensor, *, beside: bool = False) -> None:
         """Begin to bring clouds to the device and to read them there.
 
         The points are bit by bit those of `RawCloud.points`, but for a NaN that was a double. When this returns,
@@ -49,6 +49,7 @@ class CloudDecoder:
         Args:
             clouds: Each with its first row in `points`.
             points: (N, C) float32 on the device, contiguous.
+            beside: See `Staging.sending`.
         """
         from dsvt_ros.kernels import decode_points as kernels
 
@@ -58,9 +59,9 @@ class CloudDecoder:
         if size > len(self._staging.hosts[0]):
             self._staging = Staging(power_of_two(size), torch.uint8, self._device)
         turn = self._staging.turn()
-        with self._staging.sending():
+        with self._staging.sending(beside=beside):
             for (cloud, first_row), begin in zip(clouds, begins, strict=True):
-                self._send(self._staging.hosts[turn], cloud, first_row, begin)
+                self._send(turn, cloud, first_row, begin)
         for (cloud, _), begin in zip(clouds, begins, strict=True):
             if len(cloud):
                 kernels.decode_points[(-(-len(cloud) // POINT_ROWS),)](
@@ -68,14 +69,15 @@ class CloudDecoder:
                     HEADER=self._header, COLUMNS=self._columns, ROWS=POINT_ROWS,
                 )  # fmt: skip
 
-    def _send(self, host: Tensor, cloud: RawCloud, first_row: int, begin: int) -> None:
+    def _send(self, turn: int, cloud: RawCloud, first_row: int, begin: int) -> None:
         """Send a cloud and what `decode_points` has to know of it."""
+        host, device = self._staging.hosts[turn], self._staging.devices[turn]
         host[begin:][: 4 * self._num_words].view(torch.int32).numpy()[:] = self._words(cloud, first_row)
         begin += self._header
         for start in range(0, len(cloud.data), PART_BYTES):
             part = cloud.data[start : start + PART_BYTES]
             _copy(host[begin + start :][: len(part)], part)
-            self._staging.send(begin + start + len(part))
+            self._staging.send(begin + start + len(part), device)
 
     def _words(self, cloud: RawCloud, first_row: int) -> list[int]:
         """What `decode_points` has to know of a cloud."""

@@ -169,11 +169,20 @@ class FusedFrames:
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
             if len(self._under_way) == MAX_UNDER_WAY:
                 self._under_way.popleft()()  # what it has on the host is used again
+            beside = bool(self._under_way)
             try:
-                end = cache(frame.begin(clouds, poses, seeks_ground, timed=timed))
+                finish = frame.begin(clouds, poses, seeks_ground, timed=timed, beside=beside)
             except Exception:
                 self._end_all()  # whose memory on the host comes next is not known any more
                 raise
+
+        @cache
+        def end() -> FrameResult:
+            if end in self._under_way:
+                while (earlier := self._under_way.popleft()) is not end:
+                    earlier()  # so that of those under way, the first one is always the oldest
+            return finish()
+
         self._under_way.append(end)
         return end
 
@@ -221,9 +230,10 @@ class _Frame:
         seeks_ground: Sequence[bool],
         *,
         timed: bool,
+        beside: bool,
     ) -> Callable[[], FrameResult]:
-        """See `FusedFrames.begin`."""
-        self._inputs.upload(clouds, poses, seeks_ground)
+        """See `FusedFrames.begin`; `beside`: while another frame is under way."""
+        self._inputs.upload(clouds, poses, seeks_ground, beside=beside)
         poses = [pose.copy() for pose in poses]
         graph = self._graph
         if graph is None:

@@ -55,7 +55,12 @@ class FrameInputs:
         self._hosts = [_Host(parts[0], *(part.numpy() for part in parts[1:])) for parts in hosts]
 
     def upload(
-        self, clouds: Sequence[InputCloud], poses: Sequence[NDArray[np.float64]], seeks_ground: Sequence[bool]
+        self,
+        clouds: Sequence[InputCloud],
+        poses: Sequence[NDArray[np.float64]],
+        seeks_ground: Sequence[bool],
+        *,
+        beside: bool = False,
     ) -> None:
         """Begin to bring clouds to the device.
 
@@ -66,6 +71,7 @@ class FrameInputs:
             clouds: Of each cloud the (N, C) points, on the host or on the device, or its bytes.
             poses: (4, 4) model's frame from sensor's of each cloud.
             seeks_ground: Of each cloud, whether its pose gets its height from the ground.
+            beside: Whether the device still works on the frame before, see `Staging.sending`.
         """
         turn = self._staging.turn()
         host = self._hosts[turn]
@@ -84,27 +90,26 @@ class FrameInputs:
                 continue
             values = torch.as_tensor(cloud.points() if isinstance(cloud, RawCloud) else cloud)
             (here if values.device.type == "cpu" else there).append((values, begin))
-        header = self.clouds * HEADER
-        if here:
-            with self._staging.sending():
-                for values, begin in here:
-                    self._send_points(host.points, values, begin)
-                self._staging.send(header)
+        aside = beside and bool(here)  # poses alone are not worth it
+        target = self._staging.devices[turn] if aside else self._values
+        with self._staging.sending(beside=aside):
+            for values, begin in here:
+                self._send_points(host.points, values, begin, target)
+            self._staging.send(self.clouds * HEADER, target)
+        if aside:
             sent = self._staging.sent
-            self._values[:sent].copy_(self._staging.devices[turn][:sent])
-        else:
-            self._values[:header].copy_(self._staging.hosts[turn][:header], non_blocking=True)
+            self._values[:sent].copy_(target[:sent])
         for values, begin in there:
             self.points[begin : begin + len(values)].copy_(values)
         if self._decoder is not None and raw:
-            self._decoder(raw, self.points)
+            self._decoder(raw, self.points, beside=beside)
 
-    def _send_points(self, host: Tensor, values: Tensor, begin: int) -> None:
+    def _send_points(self, host: Tensor, values: Tensor, begin: int, target: Tensor) -> None:
         rows = PART_BYTES // (4 * self._columns)
         for start in range(0, len(values), rows):
             stop = min(start + rows, len(values))
             host[begin + start : begin + stop].copy_(values[start:stop])
-            self._staging.send(self.clouds * HEADER + (begin + stop) * self._columns)
+            self._staging.send(self.clouds * HEADER + (begin + stop) * self._columns, target)
 
     def _parts(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Points, poses, ends and flags of memory in one piece."""

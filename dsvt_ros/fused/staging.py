@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 PART_BYTES = 2 << 20
 """While so many bytes travel, the next ones are copied to where the device can fetch them."""
@@ -14,12 +15,11 @@ PART_BYTES = 2 << 20
 class Staging:
     """Memory on the host and as much on the device, all of it twice.
 
-    They are used in turns, so that the next frame's can be filled while the device still needs the present one's. On a
-    GPU, copies go through a stream of their own: they do not wait for what the device works on.
+    They are used in turns, so that the next frame's can be filled while the device still needs the present one's.
 
     Attributes:
         hosts: Two of (size,); pinned where the device is a GPU.
-        devices: Two of (size,), copies of those as far as they were sent.
+        devices: Two of (size,).
         sent: End of what was sent of the one whose turn it is.
     """
 
@@ -40,9 +40,14 @@ class Staging:
         return self._turn
 
     @contextmanager
-    def sending(self) -> Iterator[None]:
-        """Inside, `send`; what comes after on the current stream waits until everything is there."""
-        if self._stream is None:
+    def sending(self, *, beside: bool) -> Iterator[None]:
+        """Inside, `send`; what comes after on the current stream waits until everything is there.
+
+        Args:
+            beside: Whether copies go through a stream of their own, so that they do not wait for what the device works
+                on. Where it does nothing, they are there sooner without.
+        """
+        if self._stream is None or not beside:
             yield
             return
         try:
@@ -51,10 +56,9 @@ class Staging:
         finally:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
-    def send(self, end: int) -> None:
-        """Begin to copy to the device what lies between the end of what was sent and `end`, if anything does."""
+    def send(self, end: int, target: Tensor) -> None:
+        """Begin to copy what lies between the end of what was sent and `end`, if anything does, to `target`."""
         begin = self.sent
         if begin < end:
-            host, device = self.hosts[self._turn], self.devices[self._turn]
-            device[begin:end].copy_(host[begin:end], non_blocking=True)
+            target[begin:end].copy_(self.hosts[self._turn][begin:end], non_blocking=True)
             self.sent = end

@@ -212,6 +212,29 @@ def test_frames_that_overlap():
         assert ends[number]().rows.tobytes() == expected[number]
 
 
+def test_uploads_pass_frames_that_are_under_way(monkeypatch):
+    """And only these: where the device does nothing, a cloud is there sooner on the frame's own way."""
+    upload, seen = frame.FrameInputs.upload, []
+
+    def noted(self, *arguments, beside):
+        seen.append(beside)
+        upload(self, *arguments, beside=beside)
+
+    monkeypatch.setattr(frame.FrameInputs, "upload", noted)
+    frames = frames_of()
+    seen.clear()  # a GPU has run a frame already
+    begin = functools.partial(frames.begin, [points_of(20)], [np.eye(4)])
+    first, second = begin(), begin()
+    second()  # ends the first one too
+    assert not frames._under_way
+    begin()()
+    third, _ = begin(), begin()
+    third()
+    begin()
+    assert seen == [False, True, False, False, True, True]
+    assert first().rows.tobytes() == third().rows.tobytes()
+
+
 @pytest.mark.parametrize(
     ("voxels", "points", "clouds", "room"),
     [((), 10**6, 1, 36), ((), 10**6, 3, 108), ((), 20, 3, 20), ((7, 50), 10**6, 2, 100), ((7, 50), 64, 2, 64)],
@@ -284,7 +307,7 @@ def test_warm_up_reads_received_clouds(monkeypatch):
     """Or the kernel that does would be compiled while the first one waits."""
     monkeypatch.setattr("dsvt_ros.detector.WARM_UP_POINTS", {DEVICE.type: (2,)})
     read = []
-    monkeypatch.setattr(CloudDecoder, "__call__", lambda _, clouds, points: read.append(clouds))
+    monkeypatch.setattr(CloudDecoder, "__call__", lambda _, clouds, *_others, **_options: read.append(clouds))
     triton_detector().warm_up()
     (((cloud, first_row),),) = read
     assert (cloud.shape, first_row) == ((2, 4), 0)
