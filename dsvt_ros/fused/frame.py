@@ -171,19 +171,19 @@ class FusedFrames:
                 self._under_way.popleft()()  # what it has on the host is used again
             beside = bool(self._under_way)
             try:
-                finish = frame.begin(clouds, poses, seeks_ground, timed=timed, beside=beside)
+                finish = cache(frame.begin(clouds, poses, seeks_ground, timed=timed, beside=beside))
             except Exception:
                 self._end_all()  # whose memory on the host comes next is not known any more
                 raise
 
-        @cache
+        self._under_way.append(finish)
+
         def end() -> FrameResult:
-            if end in self._under_way:
-                while (earlier := self._under_way.popleft()) is not end:
+            if finish in self._under_way:
+                while (earlier := self._under_way.popleft()) is not finish:
                     earlier()  # so that of those under way, the first one is always the oldest
             return finish()
 
-        self._under_way.append(end)
         return end
 
     def detect(

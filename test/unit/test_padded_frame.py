@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -103,6 +105,24 @@ def test_a_frame_that_fails_to_begin():
     assert not frames._under_way
     assert frames([points], [np.eye(4)]).rows.tobytes() == expected
     assert before().rows.tobytes() == expected
+
+
+def test_memory_is_free_at_once():
+    """That of frames goes before others are made, and that of results with them, without the garbage collector."""
+    frames, points = frames_of("tiny"), points_of("tiny", 50)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        end = frames.begin([points], [np.eye(4)])
+        result, made = weakref.ref(end()), weakref.ref(frames._frames[64, 1])
+        assert result() is not None
+        del end
+        assert result() is None
+        frames.configure(config_of())
+        assert made() is None
+    finally:
+        if collects:
+            gc.enable()
 
 
 def test_detector():
