@@ -99,6 +99,7 @@ class CompiledNorm:
 
         Raises:
             AttributeError: PyTorch compiles no kernels: it has done so since release 2.9.
+            ImportError: It lacks a package that it compiles with, setuptools.
             OSError: It finds neither a CUDA toolkit nor the compiler.
             RuntimeError: It cannot compile this one.
         """
@@ -129,6 +130,6 @@ def sum_norm(device: torch.device, channels: int) -> SumNorm:
             compiled = CompiledNorm(channels)
             found = compiled(x, weight, bias, other)
         works = torch.allclose(found, library_norm(x, weight, bias, other), rtol=1e-2, atol=1e-2)
-    except (AttributeError, OSError, RuntimeError):
+    except (AttributeError, ImportError, OSError, RuntimeError):
         works = False
     return compiled if works else library_norm
