@@ -481,11 +481,13 @@ class HopperConvolution:
         from dsvt_ros.kernels.hopper_convolution import MAX_REGISTERS, NUM_WARPS
 
         check_size(x.rows)
-        kernels.convolve_tiles[(self._programs,)](
+        num_tiles = math.prod(tiles_of(x))
+        # A program without a tile would end while what it begins with, the taps, is still on its way.
+        kernels.convolve_tiles[(min(self._programs, num_tiles),)](
             kernels.map_descriptor(x.rows, x.height, x.width), kernels.margin_descriptor(x.rows, x.height, x.width),
             kernels.weight_descriptor(self._weights), self._bias,
             kernels.map_descriptor(output.rows, x.height, x.width),
-            kernels.weight_descriptor(taps), products, x.height, x.width, math.prod(tiles_of(x)),
+            kernels.weight_descriptor(taps), products, x.height, x.width, num_tiles,
             CIN=self._channels_in, PRODUCTS=count, BOXES=kernels.BOXES_TO_PRODUCTS if count else kernels.BOXES_TO_ROWS,
             num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
