@@ -22,7 +22,7 @@ ROWS = 128
 MAX_COLUMNS = 128
 MAX_CHUNK = 64
 NARROW = 64
-"""Channels out of convolutions that read their input once for three taps,"""
+"""Channels out of convolutions that read their input once for three taps where `HopperConvolution` is not taken,"""
 NARROW_FROM = 256
 """and the fewest channels in from which on that is faster (measured on an H200)."""
 GATHER_CELLS = 8
@@ -135,7 +135,8 @@ class FusedConvolution:
                 CIN=self.channels_in, TAPS=self.taps, STRIDE=self.stride, ROWS=ROWS, RELU=relu, **blocks,
             )  # fmt: skip
             return BevRows(output, height, width)
-        if self.taps == 3 and self.channels_out == NARROW and self.channels_in >= NARROW_FROM and relu and not residual:
+        is_plain = relu and residual is None and products is None and output.is_contiguous()
+        if is_plain and self.taps == 3 and self.channels_out == NARROW and self.channels_in >= NARROW_FROM:
             kernels.convolve_narrow[(-(-num_rows // (ROWS - 2)),)](
                 descriptor(x.rows, ROWS, blocks["CHUNK"]), weights, self.bias, output, height, width, num_rows,
                 CIN=self.channels_in, ROWS=ROWS, **(blocks | {"STAGES": 2}),

@@ -13,6 +13,8 @@ from dsvt_ros.config import Backbone2dConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused import bev
 from dsvt_ros.fused.bev import (
+    NARROW,
+    NARROW_FROM,
     BevRows,
     FirstBlock,
     FusedBevBackbone,
@@ -150,6 +152,23 @@ def test_channels_that_lie_apart():
     apart = image.new_zeros(1, 32, 5, 6)
     apart[:, sources] = image
     assert_same(FusedConvolution(conv, sources)(rows_of(apart)), torch.relu(conv(image)))
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 13), (1, 2, 3), (1, 8, 13)], ids=["3 blocks", "small", "1 block"])
+def test_few_channels_of_many(shape):
+    """Of which one kernel reads its input once for three taps, in blocks that overlap."""
+    conv = half_exact(nn.Conv2d(NARROW_FROM, NARROW, 3, padding=1))
+    clouds, height, width = shape
+    image = image_of(clouds, NARROW_FROM, height, width)
+    assert_same(FusedConvolution(conv)(rows_of(image)), torch.relu(conv(image)))
+
+
+def test_few_channels_with_more_than_that_kernel_does(monkeypatch):
+    monkeypatch.setattr(bev, "NARROW", 16)
+    monkeypatch.setattr(bev, "NARROW_FROM", 16)
+    test_products()
+    test_output_in_wider_rows(3, 1)
+    test_without_bias_and_without_relu(1)
 
 
 @pytest.mark.parametrize("classes", [1, 3, 10])
