@@ -204,7 +204,7 @@ def _consume(CONSUMER: gl.constexpr, inputs, factors, rest, work, target, kind: 
     for first in range(gl.program_id(0), num_tiles, 2 * gl.num_programs(0)):
         number = first + CONSUMER * gl.num_programs(0)
         if number < num_tiles:
-            sums = _convolve_tile(CONSUMER, inputs, factors, work, target, number, step, kind)
+            sums = _convolve_tile(CONSUMER, inputs, factors, target, step, kind)
             _finish(CONSUMER, rest, work, target, number, sums, kind)
         elif CHUNKS > 1:
             for passed in range(step, step + 3 * CHUNKS):
@@ -216,7 +216,7 @@ def _consume(CONSUMER: gl.constexpr, inputs, factors, rest, work, target, kind: 
 
 
 @gluon.jit
-def _convolve_tile(CONSUMER: gl.constexpr, inputs, factors, work, target, number, first_step, kind: gl.constexpr):
+def _convolve_tile(CONSUMER: gl.constexpr, inputs, factors, target, first_step, kind: gl.constexpr):
     CHUNKS: gl.constexpr = kind[0]
     BOXES: gl.constexpr = kind[2]
     boxes, boxes_full, boxes_free = inputs
