@@ -83,7 +83,7 @@ def encode_segments(
     lists,
     list_lengths,
     limits,  # (2, 3) float32: the range's minimum and the extent of a cell
-    first_weights,  # (2, INPUTS, H) float16, whose sum they are
+    first_weights,  # (HIDDEN_PARTS, 4 INPUTS, HIDDEN) float16: both terms of each weight, twice
     point_weights,  # tiles of A, float16
     voxel_weights,  # tiles of B, float16
     bias,  # (D,) float32
