@@ -87,7 +87,7 @@ def test_backends_and_sizes(capsys, tmp_path):
     np.save(tmp_path / "cloud.npy", tiny_points())
     output, picture = tmp_path / "result.json", tmp_path / "result.png"
     command = ["benchmark", "--model", folder, "--cloud", tmp_path / "cloud.npy", "--device", "cpu", "--runs", 2]
-    command += ["--backends", "torch,reference", "--points", "300,900", "--output", output, "--picture", picture]
+    command += ["--backends", "auto,reference", "--points", "300,900", "--output", output, "--picture", picture]
     assert cli.main([str(word) for word in command]) == 0
     printed = capsys.readouterr().out
     assert "totals by size" in printed
@@ -95,7 +95,9 @@ def test_backends_and_sizes(capsys, tmp_path):
     cells = [cell.strip() for cell in next(line for line in printed.splitlines() if "voxelize" in line).split("│")]
     quantiles = [result["stage_quantiles_ms"]["voxelize"] for result in content["results"]]
     assert cells[1:-1] == ["voxelize", *(f"{found['p50']:.2f} ({found['p95']:.2f})" for found in quantiles)]
-    assert [result["backend"] for result in content["results"]] == ["torch", "reference"]
+    assert printed.count("auto: torch") == 2
+    for rows in (content["results"], content["scaling"][::2]):
+        assert [(row["asked_for"], row["backend"]) for row in rows] == [("auto", "torch"), ("reference", "reference")]
     assert "device_ms" not in content["results"][0]  # a matter of GPUs
     rows = [(row["backend"], row["precision"], row["num_points"]) for row in content["scaling"]]
     assert rows == [(backend, "fp32", size) for backend in ("torch", "reference") for size in (300, 900)]
