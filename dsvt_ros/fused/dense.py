@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dsvt_ros.config import ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, timing_event
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import FusedBevBackbone, FusedHeatmaps
+from dsvt_ros.fused.bev import FusedBevBackbone
+from dsvt_ros.fused.heatmaps import FusedHeatmaps
 from dsvt_ros.fused.peak_head import PeakHead
 from dsvt_ros.fused.proposals import attend_around, heads_of_a_program
 from dsvt_ros.fused.structures import Grid, Maps, PeakMaps

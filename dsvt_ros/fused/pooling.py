@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import descriptor, multiply, num_warps
+from dsvt_ros.fused.launch import descriptor, num_warps
+from dsvt_ros.fused.multiply import multiply
 from dsvt_ros.fused.weights import half
 from dsvt_ros.model.set_attention import AttentionPooling
 

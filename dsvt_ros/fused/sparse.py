@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import Backbone3dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, is_hopper, num_warps
 from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
+from dsvt_ros.fused.launch import MAX_COLUMNS, ROWS, descriptor, is_hopper, num_warps
 from dsvt_ros.fused.pooling import FusedPooling
 from dsvt_ros.fused.structures import FusedStage, ShiftSets
 from dsvt_ros.fused.weights import half

@@ -12,7 +12,7 @@ from tiny import randomize, tiny_config, tiny_network
 from dsvt_ros.backends.frames import fused_stages
 from dsvt_ros.config import EncoderConfig, StageConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused.bev import ROWS, descriptor
+from dsvt_ros.fused.launch import ROWS, descriptor
 from dsvt_ros.fused.sparse import FusedBackbone3d
 from dsvt_ros.fused.structures import FusedStage, Grid, ShiftSets
 from dsvt_ros.model.dsvt import DSVT

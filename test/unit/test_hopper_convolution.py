@@ -15,9 +15,14 @@ from torch import nn
 
 from dsvt_ros.config import Backbone2dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused import bev
-from dsvt_ros.fused.bev import BevRows, FirstBlock, FusedBevBackbone, HopperStage, every_tile, is_hopper, tiles_of
+from dsvt_ros.fused import bev, launch
+from dsvt_ros.fused.bev import FusedBevBackbone
+from dsvt_ros.fused.convolution import BevRows
+from dsvt_ros.fused.first_block import FirstBlock
+from dsvt_ros.fused.hopper_stage import HopperStage
+from dsvt_ros.fused.launch import is_hopper
 from dsvt_ros.fused.structures import Grid
+from dsvt_ros.fused.tiles import every_tile, tiles_of
 from dsvt_ros.model.bev_backbone import BevBackbone, ResidualBlock
 from dsvt_ros.model.fold import folded_copy
 
@@ -230,6 +235,6 @@ def test_other_stages_are_not_taken(stage):
 
 
 def test_more_cells_than_the_kernels_can_number(stage, monkeypatch):
-    monkeypatch.setattr(bev, "MAX_ELEMENTS", 961 * CHANNELS - 1)
+    monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * CHANNELS - 1)
     with pytest.raises(EngineError, match="a map of 961 cells is more than the kernels can number"):
         stage(*voxels_in(occupied_cells(30, 30)))

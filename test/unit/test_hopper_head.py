@@ -10,8 +10,10 @@ from fused_fixtures import DEVICE, needs_triton
 from torch import nn
 
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused import bev
-from dsvt_ros.fused.bev import BevRows, FusedConvolution, HopperConvolution, HopperHeatmaps, is_hopper
+from dsvt_ros.fused import launch
+from dsvt_ros.fused.convolution import BevRows, FusedConvolution
+from dsvt_ros.fused.heatmaps import HopperConvolution, HopperHeatmaps
+from dsvt_ros.fused.launch import is_hopper
 
 pytestmark = [
     pytest.mark.gpu,
@@ -126,6 +128,6 @@ def test_other_convolutions_are_not_taken():
 
 
 def test_more_cells_than_the_kernels_can_number(monkeypatch):
-    monkeypatch.setattr(bev, "MAX_ELEMENTS", 961 * 64 - 1)
+    monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * 64 - 1)
     with pytest.raises(EngineError, match="a map of 961 cells is more than the kernels can number"):
         HopperConvolution(FusedConvolution(convolution(64, 64)))(rows_of(64, 1, 30, 30))

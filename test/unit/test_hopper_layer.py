@@ -7,7 +7,7 @@ import torch
 from fused_fixtures import DEVICE, interpreted, needs_triton
 from torch.nn.functional import gelu, layer_norm
 
-from dsvt_ros.fused.bev import MAX_COLUMNS, ROWS, descriptor, num_warps
+from dsvt_ros.fused.launch import MAX_COLUMNS, ROWS, descriptor, num_warps
 from dsvt_ros.fused.weights import half
 
 _interpreter = interpreted("hopper_layer", "set_attention")

@@ -1,0 +1,99 @@
+"""A first stage of the BEV backbone that leaves out what is far from all voxels; see `kernels.hopper_convolution`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsvt_ros.fused.convolution import BevRows
+from dsvt_ros.fused.first_block import FirstBlock
+from dsvt_ros.fused.launch import check_size, is_hopper
+from dsvt_ros.fused.structures import Grid
+from dsvt_ros.fused.tiles import every_tile, list_tiles, tiles_of
+
+HOPPER_CHANNELS = 128
+"""Of maps that the kernel takes."""
+
+
+class HopperStage:
+    """A first stage of stride 1 whose convolutions leave out what is far from all voxels, on Hopper GPUs.
+
+    Of an empty map, all cells far from its border have the same value after each convolution. So have those of other
+    maps that are far from all voxels, too.
+    """
+
+    def __init__(self, blocks: list[Any]) -> None:
+        """Take over weights of a `FirstBlock` and what follows it."""
+        from dsvt_ros.kernels import hopper_convolution as kernels
+
+        self._first: FirstBlock = blocks[0]
+        self._convolutions = [self._first.second]
+        for block in blocks[1:]:
+            self._convolutions += [block.first, block.second]
+        self._weights = [kernels.weight_rows(conv.matrix) for conv in self._convolutions]
+        # The first convolution before these has brought voxels to their neighbours.
+        self._reach = 1 + len(self._convolutions)
+        device = self._first.matrix.device
+        self._programs = torch.cuda.get_device_properties(device).multi_processor_count
+        self._constants = self._weights[0].new_zeros(len(self._convolutions), HOPPER_CHANNELS)
+        self._constants = self._find_constants(device)
+
+    @staticmethod
+    def take(blocks: list[Any]) -> bool:
+        """Whether the kernel takes these blocks on their device."""
+        first, *others = blocks
+        sizes = (first.stride, first.channels) == (1, HOPPER_CHANNELS)
+        # Blocks without a shortcut keep channels and stride.
+        return is_hopper(first.matrix.device) and sizes and all(block.shortcut is None for block in others)
+
+    def __call__(self, features: Tensor, grid: Grid) -> BevRows:
+        """(V, D) features to (rows, 128)."""
+        x, products = self._first.gather(features, grid)
+        check_size(x.rows)
+        return self._convolve(x, products, self._list(x, products[1]))[-1]
+
+    def _find_constants(self, device: torch.device) -> Tensor:
+        """(convolutions, 128): values far from everything, by the kernel that computes others."""
+        size = 2 * self._reach + 1
+        grid = Grid(
+            (size, size, 1),
+            torch.full((size * size,), -1, dtype=torch.int32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+        )
+        features = self._first.matrix.new_zeros(1, self._first.matrix.shape[0])
+        x, products = self._first.gather(features, grid)
+        maps = self._convolve(x, products, every_tile(tiles_of(x), len(self._weights), device))
+        return torch.stack([each.image()[0, :, self._reach, self._reach] for each in maps])
+
+    def _list(self, x: BevRows, voxel_at: Tensor) -> Tensor:
+        return list_tiles(x, voxel_at, first_radius=2, reach=self._reach)
+
+    def _convolve(self, x: BevRows, products: tuple[Tensor, Tensor], lists: Tensor) -> list[BevRows]:
+        """The map after each convolution, given for each a list of tiles."""
+        maps: list[BevRows] = []
+        for number, tiles in enumerate(lists):
+            # Each block ends with the sum of its input, or of the shortcut, and its second convolution.
+            beside = maps[number - 2] if number >= 2 and number % 2 == 0 else None
+            x = self._launch(number, x, tiles, beside, products if number == 0 else None)
+            maps.append(x)
+        return maps
+
+    def _launch(
+        self, number: int, x: BevRows, tiles: Tensor, beside: BevRows | None, products: tuple[Tensor, Tensor] | None
+    ) -> BevRows:
+        from dsvt_ros.kernels import hopper_convolution as kernels
+
+        output = torch.empty_like(x.rows)
+        features, voxel_at = products or (x.rows, tiles)
+        kernels.convolve_tiles[(self._programs,)](
+            kernels.map_descriptor(x.rows, x.width), kernels.weight_descriptor(self._weights[number]),
+            self._convolutions[number].bias, kernels.map_descriptor((beside or x).rows, x.width), features, voxel_at,
+            output, tiles, self._constants[number], x.height, x.width, math.prod(tiles_of(x)),
+            PRODUCT_STRIDE=features.stride(0), RESIDUAL=2 if products else 1 if beside else 0,
+            num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
+        )  # fmt: skip
+        return BevRows(output, x.height, x.width)

@@ -1,0 +1,22 @@
+"""A product of as many rows as the device counts."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dsvt_ros.fused.launch import ROWS, blocks_of, descriptor
+
+
+def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
+    """(V, K) times (K, N), float16, of which the first `num_rows` (1,) int32 rows are written."""
+    from dsvt_ros.kernels import convolution as kernels
+
+    count, channels = features.shape
+    blocks = blocks_of(channels, matrix.shape[1], matrix.device)
+    output = features.new_empty(count, matrix.shape[1])
+    # Faster than with three stages (measured on an H200).
+    kernels.multiply[(matrix.shape[1] // blocks["COLUMNS"], -(-count // ROWS))](
+        descriptor(features, ROWS, blocks["CHUNK"]), descriptor(matrix, blocks["CHUNK"], blocks["COLUMNS"]),
+        descriptor(output, ROWS, blocks["COLUMNS"]), num_rows, CIN=channels, ROWS=ROWS, **(blocks | {"STAGES": 2}),
+    )  # fmt: skip
+    return output

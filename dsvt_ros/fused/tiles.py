@@ -1,0 +1,56 @@
+"""Tiles of maps, and which of them are near a voxel or the border."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dsvt_ros.fused.convolution import BevRows
+from dsvt_ros.fused.extents import power_of_two
+
+LIST_BLOCK = 2048
+
+
+def tiles_of(x: BevRows) -> tuple[int, int, int]:
+    """Tiles of a map along x and y, with the cells around it; and maps."""
+    from dsvt_ros.kernels.convolution import TALL, WIDE
+
+    across, down = -(-(x.width + 1) // WIDE.value), -(-(x.height + 1) // TALL.value)
+    return across, down, x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
+
+
+def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -> Tensor:
+    """For each radius from the first to `reach` the tiles of maps like `x` within it; see the kernel `list_tiles`.
+
+    Args:
+        x: A map.
+        voxel_at: (rows,) int32, the voxel in each of its cells, -1 for none.
+        first_radius: In cells, like all others.
+        reach: The last radius.
+    """
+    from dsvt_ros.kernels import convolution as kernels
+
+    grid = tiles_of(x)
+    count, radii = math.prod(grid), reach + 1 - first_radius
+    room = [power_of_two(extent.value + 2 * reach) for extent in (kernels.TALL, kernels.WIDE)]
+    distance = voxel_at.new_empty(count)
+    kernels.measure_tiles[grid](
+        voxel_at, distance, x.height, x.width, REACH=reach, ROOM_TALL=room[0], ROOM_WIDE=room[1], num_warps=1
+    )
+    # Each list begins at a multiple of 16 bytes.
+    listed = voxel_at.new_empty(radii, 4 + -(-count // 4) * 4)
+    kernels.list_tiles[(radii,)](
+        distance, listed, listed.stride(0), NUM_TILES=count, FIRST_RADIUS=first_radius, BLOCK=LIST_BLOCK, num_warps=8
+    )
+    return listed
+
+
+def every_tile(grid: tuple[int, int, int], lists: int, device: torch.device) -> Tensor:
+    """So many lists, as from `list_tiles`, of all tiles."""
+    count = math.prod(grid)
+    listed = torch.zeros(lists, 4 + -(-count // 4) * 4, dtype=torch.int32, device=device)
+    listed[:, 0] = count
+    listed[:, 4 : 4 + count] = torch.arange(count, device=device)
+    return listed
