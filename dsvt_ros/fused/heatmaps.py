@@ -79,7 +79,7 @@ class HopperConvolution:
 
     def _launch(self, x: BevRows, output: BevRows, taps: Tensor, products: Tensor, count: int) -> None:
         from dsvt_ros.kernels import hopper_head as kernels
-        from dsvt_ros.kernels.hopper_convolution import MAX_REGISTERS, NUM_WARPS
+        from dsvt_ros.kernels.hopper_ring import MAX_REGISTERS, NUM_WARPS
 
         check_size(x.rows)
         num_tiles = math.prod(tiles_of(x))

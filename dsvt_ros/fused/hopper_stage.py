@@ -86,6 +86,7 @@ class HopperStage:
         self, number: int, x: BevRows, tiles: Tensor, beside: BevRows | None, products: tuple[Tensor, Tensor] | None
     ) -> BevRows:
         from dsvt_ros.kernels import hopper_convolution as kernels
+        from dsvt_ros.kernels.hopper_ring import MAX_REGISTERS, NUM_WARPS
 
         output = torch.empty_like(x.rows)
         features, voxel_at = products or (x.rows, tiles)
@@ -94,6 +95,6 @@ class HopperStage:
             self._convolutions[number].bias, kernels.map_descriptor((beside or x).rows, x.width), features, voxel_at,
             output, tiles, self._constants[number], x.height, x.width, math.prod(tiles_of(x)),
             PRODUCT_STRIDE=features.stride(0), RESIDUAL=2 if products else 1 if beside else 0,
-            num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
+            num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
         return BevRows(output, x.height, x.width)

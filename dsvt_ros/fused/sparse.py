@@ -183,6 +183,7 @@ class HopperLayers:
     ) -> None:
         """Write the layer's output and, unless it is the last one, `qkv` for the `following`."""
         from dsvt_ros.kernels import hopper_layer as kernels
+        from dsvt_ros.kernels.hopper_ring import MAX_REGISTERS, NUM_WARPS
 
         described = [kernels.descriptor(rows) for rows in (attended, features, block_input)]
         next_layer = following or layer  # of the last layer nothing of it is read
@@ -191,7 +192,7 @@ class HopperLayers:
             layer.vectors, layer.up_bias, next_layer.table, stage.cells[next_layer.order],
             _sets(next_layer, stage).position[next_layer.order], stage.grid.num_voxels,
             ENDS_BLOCK=layer.order == 1, WITH_QKV=following is not None,
-            num_warps=kernels.NUM_WARPS, maxnreg=kernels.MAX_REGISTERS,
+            num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
 
 

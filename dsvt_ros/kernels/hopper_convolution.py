@@ -30,6 +30,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from dsvt_ros.kernels.convolution import TALL, WIDE
+from dsvt_ros.kernels.hopper_ring import (
+    CONSUMER_REGISTERS,
+    OTHER_REGISTERS,
+    SWIZZLED,
+    await_slot,
+    release_slot,
+    start_slot,
+)
 
 CHANNELS = gl.constexpr(128)
 CHUNK = gl.constexpr(64)
@@ -39,13 +47,6 @@ ROWS = gl.constexpr(128)  # cells of a tile, TALL * WIDE
 STAGES = gl.constexpr(4)
 BLOCK_BYTES = gl.constexpr(128 * 64 * 2)
 
-# Registers a thread: 3 warpgroups of 168 are what a multiprocessor has; most go to the consumers.
-NUM_WARPS = 4
-MAX_REGISTERS = 168
-CONSUMER_REGISTERS = gl.constexpr(240)
-OTHER_REGISTERS = gl.constexpr(24)
-
-SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 BOX = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16]))
 # A thread's sums are pairs of neighbouring columns, 8 apart. Weights are in such an order that these pairs are the
@@ -147,7 +148,7 @@ def _corner(work, number):
 @gluon.jit
 def _produce(x, weights, residual, ring, work, kind: gl.constexpr):
     """Stream tiles and weights for each two tiles; for a last one without a partner, itself once more."""
-    a, b, _full, _free = ring
+    a, b, full, free = ring
     _tiles, active, _height, _width = work
     programs = gl.num_programs(0)
     turn = 0
@@ -157,14 +158,14 @@ def _produce(x, weights, residual, ring, work, kind: gl.constexpr):
         second_row, _y, second_x = _corner(work, partner)
         if kind[1] == 1:
             for chunk in range(CHUNKS):
-                barrier = _start_slot(ring, turn, 2)
+                barrier = start_slot(full, free, turn, 2 * BLOCK_BYTES)
                 place = 2 * (turn % STAGES)
                 channel = chunk * CHUNK
                 tma.async_copy_global_to_shared(residual, [first_row, first_x, channel], barrier, _box(a, place))
                 tma.async_copy_global_to_shared(residual, [second_row, second_x, channel], barrier, _box(a, place + 1))
                 turn += 1
         for step in range(STEPS):
-            barrier = _start_slot(ring, turn, 3)
+            barrier = start_slot(full, free, turn, 3 * BLOCK_BYTES)
             place = 2 * (turn % STAGES)
             down = step // (3 * CHUNKS) - 1
             right = step // CHUNKS % 3 - 1
@@ -180,17 +181,6 @@ def _produce(x, weights, residual, ring, work, kind: gl.constexpr):
 @gluon.jit
 def _box(a, place):
     return a.index(place)._reinterpret(gl.float16, [TALL, WIDE, CHUNK], BOX)
-
-
-@gluon.jit
-def _start_slot(ring, turn, BLOCKS: gl.constexpr):
-    """Wait for room, and announce blocks."""
-    _a, _b, full, free = ring
-    slot = turn % STAGES
-    # A barrier that was never used counts as past its phase 1, so the first turn of each slot does not wait.
-    mbarrier.wait(free.index(slot), turn // STAGES & 1 ^ 1)
-    mbarrier.expect(full.index(slot), BLOCKS * BLOCK_BYTES)
-    return full.index(slot)
 
 
 @gluon.jit
@@ -230,8 +220,8 @@ def _consume(CONSUMER: gl.constexpr, ring, work, added, output, kind: gl.constex
             _convolve_tile(CONSUMER, ring, work, added, output, number, turn, kind)
         else:
             for passed in range(turn, turn + turns):
-                _await(full, passed)
-                _release(free, passed)
+                await_slot(full, passed)
+                release_slot(free, passed)
         turn += turns
 
 
@@ -263,14 +253,14 @@ def _convolve_tile(CONSUMER: gl.constexpr, ring, work, added, output, number, tu
         start += gl.load(more, mask=(voxel >= 0)[:, None], other=0.0).to(gl.float32)
     sums = warpgroup_mma_init(_paired(start))
     for step in range(STEPS):
-        slot = _await(full, turn + step)
+        slot = await_slot(full, turn + step)
         sums = warpgroup_mma(a.index(2 * slot + CONSUMER), b.index(slot).permute((1, 0)), sums, is_async=True)
         # All products of the step before, whose slot is free then.
         sums = warpgroup_mma_init(warpgroup_mma_wait(1, deps=(sums,)))
         gl.thread_barrier()
         mbarrier.arrive(free.index((turn + step + STAGES - 1) % STAGES), count=1, pred=step > 0)
     sums = warpgroup_mma_wait(0, deps=(sums,))
-    _release(free, turn + STEPS - 1)
+    release_slot(free, turn + STEPS - 1)
     value = gl.where(inside[:, None], _natural(gl.maximum(sums, 0.0).to(gl.float16)), 0.0)
     written = (x <= width) & (first_y + y <= height)
     gl.store(output + row[:, None] * CHANNELS + channel[None, :], value, mask=written[:, None])
@@ -280,26 +270,12 @@ def _convolve_tile(CONSUMER: gl.constexpr, ring, work, added, output, number, tu
 def _take(CONSUMER: gl.constexpr, ring, turn):
     """A block of the ring in registers."""
     a, _b, full, free = ring
-    slot = _await(full, turn)
+    slot = await_slot(full, turn)
     block = a.index(2 * slot + CONSUMER).load(HALF)
     # Loads may be under way beyond a barrier of threads; a copy could overtake them.
     fence_async_shared()
-    _release(free, turn)
+    release_slot(free, turn)
     return block
-
-
-@gluon.jit
-def _await(full, turn):
-    slot = turn % STAGES
-    mbarrier.wait(full.index(slot), turn // STAGES & 1)
-    return slot
-
-
-@gluon.jit
-def _release(free, turn):
-    # Of one thread: all four warps must have come this far.
-    gl.thread_barrier()
-    mbarrier.arrive(free.index(turn % STAGES), count=1)
 
 
 @gluon.jit

@@ -30,7 +30,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from dsvt_ros.kernels.convolution import TALL, WIDE
-from dsvt_ros.kernels.hopper_convolution import CONSUMER_REGISTERS, OTHER_REGISTERS, SWIZZLED
+from dsvt_ros.kernels.hopper_ring import (
+    CONSUMER_REGISTERS,
+    OTHER_REGISTERS,
+    SWIZZLED,
+    await_slot,
+    release_slot,
+    start_slot,
+)
 
 CHANNELS = gl.constexpr(64)
 CHUNK = gl.constexpr(64)
@@ -136,7 +143,7 @@ def _produce(x, margin, weights, taps, inputs, factors, rest, work, kind: gl.con
     """Stream boxes and weights for each two tiles."""
     CHUNKS: gl.constexpr = kind[0]
     BOXES: gl.constexpr = kind[2]
-    slices, _full, _free = factors
+    slices, full, free = factors
     last, last_full, _results = rest
     num_tiles, _height, _width = work
     programs = gl.num_programs(0)
@@ -149,7 +156,7 @@ def _produce(x, margin, weights, taps, inputs, factors, rest, work, kind: gl.con
             for right in range(3):
                 _copy_box(x, margin, inputs, 2 * step, work, number, right, chunk, BOXES)
                 if CHUNKS > 1 or step < WEIGHTS:
-                    barrier = _start(factors, step, WEIGHTS, WEIGHT_BYTES)
+                    barrier = start_slot(full, free, step, WEIGHT_BYTES)
                     for down in gl.static_range(3):
                         tap = (3 * down + right) * CHUNKS + chunk
                         place = step % WEIGHTS * 3 + down
@@ -161,9 +168,9 @@ def _produce(x, margin, weights, taps, inputs, factors, rest, work, kind: gl.con
 
 @gluon.jit
 def _copy_box(x, margin, inputs, turn, work, number, right, chunk, BOXES: gl.constexpr):
-    boxes, _full, _free = inputs
+    boxes, full, free = inputs
     batch, first_y, first_x = _corner(work, number)
-    barrier = _start(inputs, turn, BOXES, BOX_BYTES)
+    barrier = start_slot(full, free, turn, BOX_BYTES)
     row = turn % BOXES * BOX_TALL
     first_x += right - 1
     channel = chunk * CHUNK
@@ -171,17 +178,6 @@ def _copy_box(x, margin, inputs, turn, work, number, right, chunk, BOXES: gl.con
     tma.async_copy_global_to_shared(x, [batch, first_y - 1, first_x, channel], barrier, box)
     box = boxes.index(row + TALL)._reinterpret(gl.float16, [1, MARGIN, WIDE, CHUNK], BOX)
     tma.async_copy_global_to_shared(margin, [batch, first_y - 1 + TALL, first_x, channel], barrier, box)
-
-
-@gluon.jit
-def _start(ring, turn, SLOTS: gl.constexpr, BYTES: gl.constexpr):
-    """Wait for room, and announce bytes."""
-    _blocks, full, free = ring
-    slot = turn % SLOTS
-    # A barrier that was never used counts as past its phase 1, so the first turn of each slot does not wait.
-    mbarrier.wait(free.index(slot), turn // SLOTS & 1 ^ 1)
-    mbarrier.expect(full.index(slot), BYTES)
-    return full.index(slot)
 
 
 @gluon.jit
@@ -208,9 +204,8 @@ def _consume(CONSUMER: gl.constexpr, inputs, factors, rest, work, target, kind: 
             _finish(CONSUMER, rest, work, target, number, sums, kind)
         elif CHUNKS > 1:
             for passed in range(step, step + 3 * CHUNKS):
-                mbarrier.wait(full.index(passed % WEIGHTS), passed // WEIGHTS & 1)
-                gl.thread_barrier()
-                mbarrier.arrive(free.index(passed % WEIGHTS), count=1)
+                await_slot(full, passed)
+                release_slot(free, passed)
         step += 3 * CHUNKS
     tma.store_wait(0)
 
@@ -227,7 +222,7 @@ def _convolve_tile(CONSUMER: gl.constexpr, inputs, factors, target, first_step, 
     sums = warpgroup_mma_init(start)
     for step in range(first_step, first_step + 3 * CHUNKS):
         turn = 2 * step + CONSUMER
-        mbarrier.wait(boxes_full.index(turn % BOXES), turn // BOXES & 1)
+        await_slot(boxes_full, turn)
         # Weights that are read once are there from the first phase on.
         mbarrier.wait(full.index(step % WEIGHTS), step // WEIGHTS & 1 if CHUNKS > 1 else 0)
         for down in gl.static_range(3):

@@ -28,6 +28,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from dsvt_ros.kernels.hopper_ring import (
+    CONSUMER_REGISTERS,
+    OTHER_REGISTERS,
+    SWIZZLED,
+    await_slot,
+    release_slot,
+    start_slot,
+)
 from dsvt_ros.kernels.set_attention import DOWN_BIAS, LAYER_NORM_EPS, NORM, OUT_BIAS, gelu_slope
 
 # Extents of all blocks: voxels of a consumer, which are a warpgroup's rows, and channels of a swizzled line.
@@ -45,12 +53,6 @@ QKV_TILES = gl.constexpr(9)  # 3 D / CHUNK
 STAGES = gl.constexpr(5)  # tiles of the ring
 QKV_UNROLL = gl.constexpr(3)  # tiles of which two are in flight
 BLOCK_BYTES = gl.constexpr(64 * 64 * 2)
-
-# Registers a thread: 3 warpgroups of 168 are what a multiprocessor has; most go to the consumers.
-NUM_WARPS = 4
-MAX_REGISTERS = 168
-CONSUMER_REGISTERS = gl.constexpr(240)
-PRODUCER_REGISTERS = gl.constexpr(24)
 
 _gelu_slope = gluon.jit(gelu_slope.fn)  # the same source in the other language
 
@@ -72,7 +74,6 @@ NATURAL_ROW = gl.constexpr(gl.SliceLayout(1, NATURAL))
 NATURAL_COLUMN = gl.constexpr(gl.SliceLayout(0, NATURAL))
 FILL = gl.constexpr(gl.BlockedLayout([4], [32], [4], [0]))
 PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
-SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 
 
 def descriptor(matrix: Tensor) -> TensorDescriptor:
@@ -165,7 +166,7 @@ def finish_and_project(
             (_produce, (weights, ring, full, free, first, end, WITH_QKV)),
         ],
         [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        [CONSUMER_REGISTERS, OTHER_REGISTERS],
     )
 
 
@@ -186,10 +187,7 @@ def _produce(weights, ring, full, free, first, end, WITH_QKV: gl.constexpr):
     tile = 0
     for turn in range(gl.cdiv(end - first, 2) * tiles):
         slot = turn % full.shape[0]
-        barrier = full.index(slot)
-        # A barrier that was never used counts as past its phase 1, so the first turn of each slot does not wait.
-        mbarrier.wait(free.index(slot), turn // full.shape[0] & 1 ^ 1)
-        mbarrier.expect(barrier, PARTS * BLOCK_BYTES)
+        barrier = start_slot(full, free, turn, PARTS * BLOCK_BYTES)
         for part in gl.static_range(PARTS):
             source = (tile * PARTS + part) * CHUNK
             tma.async_copy_global_to_shared(weights, [source, 0], barrier, ring.index(slot * PARTS + part))
@@ -220,8 +218,8 @@ def _consume(CONSUMER: gl.constexpr, descriptors, parameters, buffers, first, en
         else:
             # The last block has no partner: the producer still counts on both consumers.
             for tile in range(tiles):
-                _await_tile(full, turn * tiles + tile)
-                _release_tile(free, turn * tiles + tile)
+                await_slot(full, turn * tiles + tile)
+                release_slot(free, turn * tiles + tile)
 
 
 @gluon.jit
@@ -292,7 +290,7 @@ def _project_attended(rows, first, ring, full, free, tile):
     """Output projection."""
     sums = ()
     for n in gl.static_range(PARTS):
-        slot = _await_tile(full, tile + n)
+        slot = await_slot(full, tile + n)
         part = warpgroup_mma_init(gl.zeros([ROWS, CHUNK], gl.float32, SUMS))
         for k in gl.static_range(PARTS):
             part = warpgroup_mma(rows.index(first + k), _weight(ring, slot, k), part, is_async=True)
@@ -300,9 +298,9 @@ def _project_attended(rows, first, ring, full, free, tile):
         if n > 0:
             # All products of the previous tile.
             warpgroup_mma_wait(PARTS, deps=(sums[n - 1],))
-            _release_tile(free, tile + n - 1)
+            release_slot(free, tile + n - 1)
     sums = warpgroup_mma_wait(0, deps=sums)
-    _release_tile(free, tile + PARTS - 1)
+    release_slot(free, tile + PARTS - 1)
     return sums
 
 
@@ -319,16 +317,16 @@ def _feed_forward(x, shared, ring, full, free, tile, zero):
     for j in range(UP_PARTS):
         up, down = tile + 2 * j, tile + 2 * j + 1
         bias = shared[1].index(j).load(BY_COLUMN)
-        slot = _await_tile(full, up)
+        slot = await_slot(full, up)
         hidden = warpgroup_mma_wait(0, deps=(_multiply(x, gl.zeros([ROWS, CHUNK], gl.float32, SUMS), ring, slot),))
-        _release_tile(free, up)
+        release_slot(free, up)
         active = _operand(_gelu(hidden + bias[None, :]).to(gl.float16))
-        slot = _await_tile(full, down)
+        slot = await_slot(full, down)
         added = ()
         for n in gl.static_range(PARTS):
             added = added + (warpgroup_mma(active, _weight(ring, slot, n), sums[n], is_async=True),)
         sums = warpgroup_mma_wait(0, deps=added)
-        _release_tile(free, down)
+        release_slot(free, down)
     return sums
 
 
@@ -339,14 +337,14 @@ def _project(x, added, target, inside, ring, full, free, tile, TILES: gl.constex
     for n in gl.static_range(TILES):
         more = more + (gl.load(added + n * CHUNK),)
     zeros = gl.zeros([ROWS, CHUNK], gl.float32, SUMS)
-    sums = _multiply(x, zeros, ring, _await_tile(full, tile))
+    sums = _multiply(x, zeros, ring, await_slot(full, tile))
     for n in gl.static_range(TILES):
         if n + 1 < TILES:
-            later = _multiply(x, zeros, ring, _await_tile(full, tile + n + 1))
+            later = _multiply(x, zeros, ring, await_slot(full, tile + n + 1))
             sums = warpgroup_mma_wait(PARTS, deps=(sums,))
         else:
             sums = warpgroup_mma_wait(0, deps=(sums,))
-        _release_tile(free, tile + n)
+        release_slot(free, tile + n)
         value = (sums + _paired_sums(more[n]).to(gl.float32)).to(gl.float16)
         gl.store(target + n * CHUNK, _natural(value), mask=inside)
         if n + 1 < TILES:
@@ -371,20 +369,6 @@ def _weight(ring, slot, part):
 def _opaque_zero(changing):
     """0, of which the compiler knows only that it comes from something that changes."""
     return gl.inline_asm_elementwise("and.b32 $0, $1, 0;", "=r,r", [changing], dtype=gl.int32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _await_tile(full, tile):
-    slot = tile % full.shape[0]
-    mbarrier.wait(full.index(slot), tile // full.shape[0] & 1)
-    return slot
-
-
-@gluon.jit
-def _release_tile(free, tile):
-    # Of one thread: all four warps must have come this far.
-    gl.thread_barrier()
-    mbarrier.arrive(free.index(tile % free.shape[0]), count=1)
 
 
 @gluon.jit

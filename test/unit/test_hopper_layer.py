@@ -191,14 +191,15 @@ def by_triton(given, ends_block):
 
 def by_gluon(given, ends_block, with_qkv):
     from dsvt_ros.kernels import hopper_layer as kernels
+    from dsvt_ros.kernels.hopper_ring import MAX_REGISTERS, NUM_WARPS
 
     output, qkv = poisoned(given)
     weights = kernels.weight_blocks(given.out, given.up, given.down, given.qkv if with_qkv else None)
     described = (kernels.descriptor(rows) for rows in (given.attended, given.features, given.block_input, weights))
     kernels.finish_and_project[(torch.cuda.get_device_properties(DEVICE).multi_processor_count,)](
         *described, output, qkv, given.vectors, given.up_bias, given.table, given.cell_of_voxel, given.position,
-        given.num_voxels, ENDS_BLOCK=ends_block, WITH_QKV=with_qkv, num_warps=kernels.NUM_WARPS,
-        maxnreg=kernels.MAX_REGISTERS,
+        given.num_voxels, ENDS_BLOCK=ends_block, WITH_QKV=with_qkv, num_warps=NUM_WARPS,
+        maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return output, qkv
 
