@@ -22,9 +22,6 @@ CONFIG = PostprocessConfig(
 COLUMNS = {"center": 0, "center_z": 2, "dim": 3, "rot": 6, "iou": 8, "vel": 9}
 """Of the branches, where there are all; `vel` comes last, for not all models have it."""
 
-RANDOM_MAPS = pytest.mark.parametrize(("geometry", "seed"), [("exact", 0), ("exact", 1), ("dsvt_release", 2)])
-GEOMETRIES = pytest.mark.parametrize("geometry", ["exact", "dsvt_release"])
-CLASSES = pytest.mark.parametrize("classes", ["own", "group"])
 OPTIONS = (
     {"nms_classes": "group"},
     {"iou_rectifier": ()},
@@ -149,3 +146,34 @@ def assert_same_as_suppressed(
     np.testing.assert_allclose(found.scores, scores, rtol=2e-5, atol=1e-7)
     np.testing.assert_allclose(found.boxes, boxes, rtol=2e-6, atol=4e-6)
     return found
+
+
+class SuppressionCases:
+    """Tests of whoever decodes maps and suppresses boxes, which `check` compares with `postprocess`."""
+
+    def check(self, maps: HeadMaps, model: ModelConfig, config: PostprocessConfig) -> Boxes3D:
+        """Gives the first cloud's boxes, after a comparison of all."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize(("geometry", "seed"), [("exact", 0), ("exact", 1), ("dsvt_release", 2)])
+    def test_random_maps(self, geometry, seed):
+        found = self.check(center_maps(tiny_config(), seed), tiny_config(), replaced(nms_geometry=geometry))
+        assert 5 < len(found) < 60
+
+    @pytest.mark.parametrize("options", OPTIONS, ids=str)
+    def test_options(self, options):
+        self.check(center_maps(tiny_config()), tiny_config(), replaced(**options))
+
+    @pytest.mark.parametrize("classes", ["own", "group"])
+    def test_groups_velocities_and_clouds(self, classes):
+        found = self.check(*maps_with_velocities(), replaced(nms_classes=classes, max_candidates=40))
+        assert found.boxes.shape[1] == 9
+
+    def test_no_box_above_the_threshold(self):
+        assert len(self.check(*maps_without_boxes(), CONFIG)) == 0
+
+    @pytest.mark.parametrize("geometry", ["exact", "dsvt_release"])
+    def test_proposals(self, geometry):
+        """The published quirk is not theirs."""
+        config = replaced(score_threshold=0.1, nms_geometry=geometry, max_boxes=(9, 30, 5))
+        assert 5 < len(self.check(*proposal_maps(), config)) < 45

@@ -7,21 +7,15 @@ import torch
 from fused_fixtures import DEVICE, interpreted, needs_triton
 from maps_at_peaks import maps_at
 from overlapping_boxes import (
-    CLASSES,
     COLUMNS,
     CONFIG,
-    GEOMETRIES,
     IDENTICAL,
-    OPTIONS,
-    RANDOM_MAPS,
+    SuppressionCases,
     assert_same_as_suppressed,
     assert_same_boxes,
     center_maps,
     chain,
-    maps_with_velocities,
-    maps_without_boxes,
     numbered,
-    proposal_maps,
     replaced,
 )
 from tiny import tiny_config
@@ -56,10 +50,8 @@ def check(maps, model, config):
     return assert_same_boxes(rows.cpu().numpy(), maps, model, config)
 
 
-@RANDOM_MAPS
-def test_random_maps(geometry, seed):
-    found = check(center_maps(tiny_config(), seed), tiny_config(), replaced(nms_geometry=geometry))
-    assert 5 < len(found) < 60
+class TestSuppression(SuppressionCases):
+    check = staticmethod(check)
 
 
 def test_repeated_runs_give_the_same_bytes():
@@ -68,21 +60,6 @@ def test_repeated_runs_give_the_same_bytes():
     suppressor = Suppressor(model, CONFIG, DEVICE)
     rows, again = (suppressor.from_peaks(peaks, values, COLUMNS) for _ in range(2))
     assert torch.equal(rows.view(torch.int32), again.view(torch.int32))
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_options(options):
-    check(center_maps(tiny_config()), tiny_config(), replaced(**options))
-
-
-@CLASSES
-def test_groups_velocities_and_clouds(classes):
-    found = check(*maps_with_velocities(), replaced(nms_classes=classes, max_candidates=40))
-    assert found.boxes.shape[1] == 9
-
-
-def test_no_box_above_the_threshold():
-    assert len(check(*maps_without_boxes(), CONFIG)) == 0
 
 
 def test_equal_logits_and_identical_boxes():
@@ -117,13 +94,6 @@ def test_angles():
     maps.dim.fill_(-3.0)
     found = check(maps, model, replaced(max_candidates=300, nms_iou=(1.0,), score_threshold=0.0))
     assert len(found) == 300
-
-
-@GEOMETRIES
-def test_proposals(geometry):
-    """The published quirk is not theirs."""
-    config = replaced(score_threshold=0.1, nms_geometry=geometry, max_boxes=(9, 30, 5))
-    assert 5 < len(check(*proposal_maps(), config)) < 45
 
 
 # ------------------------------------------------------------------------------------------------------ decoded boxes

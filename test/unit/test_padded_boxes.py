@@ -5,21 +5,15 @@ import pytest
 from fused_fixtures import DEVICE
 from maps_at_peaks import maps_at
 from overlapping_boxes import (
-    CLASSES,
     COLUMNS,
     CONFIG,
-    GEOMETRIES,
     IDENTICAL,
-    OPTIONS,
-    RANDOM_MAPS,
+    SuppressionCases,
     assert_same_as_suppressed,
     assert_same_boxes,
     center_maps,
     chain,
-    maps_with_velocities,
-    maps_without_boxes,
     numbered,
-    proposal_maps,
     proposal_model,
     replaced,
 )
@@ -58,32 +52,11 @@ def check(maps, model, config):
     return assert_same_boxes(rows_of(finder, finder.find(given), clouds), maps, model, config)
 
 
-@RANDOM_MAPS
-def test_random_maps(geometry, seed):
-    found = check(center_maps(tiny_config(), seed), tiny_config(), replaced(nms_geometry=geometry))
-    assert 5 < len(found) < 60
+class TestSuppression(SuppressionCases):
+    check = staticmethod(check)
 
-
-@pytest.mark.parametrize("options", [*OPTIONS, {"max_candidates": 4096}], ids=str)
-def test_options(options):
-    check(center_maps(tiny_config()), tiny_config(), replaced(**options))
-
-
-@CLASSES
-def test_groups_velocities_and_clouds(classes):
-    found = check(*maps_with_velocities(), replaced(nms_classes=classes, max_candidates=40))
-    assert found.boxes.shape[1] == 9
-
-
-def test_no_box_above_the_threshold():
-    assert len(check(*maps_without_boxes(), CONFIG)) == 0
-
-
-@GEOMETRIES
-def test_proposals(geometry):
-    """The published quirk is not theirs."""
-    config = replaced(score_threshold=0.1, nms_geometry=geometry, max_boxes=(9, 30, 5))
-    assert 5 < len(check(*proposal_maps(), config)) < 45
+    def test_more_candidates_than_kernels_take(self):
+        check(center_maps(tiny_config()), tiny_config(), replaced(max_candidates=4096))
 
 
 @pytest.mark.parametrize("count", [1, 3])
