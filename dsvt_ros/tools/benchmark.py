@@ -27,22 +27,23 @@ from dsvt_ros.detector import Detector
 from dsvt_ros.errors import ConfigError
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
 from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, overrides_from
-from dsvt_ros.tools.benchmark_clouds import (
-    MAX_CLOUDS,
+from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages, name_of
+from dsvt_ros.tools.given_clouds import (
     SIMULATED,
     SIMULATED_POINTS,
     Cloud,
-    benchmark_clouds,
+    given_clouds,
     num_pillars,
     point_counts,
     resized,
 )
-from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages, name_of
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import REFERENCES, load_reference
 
 SCHEMA_VERSION = 1
+MAX_CLOUDS = 8
+"""They are rotated, so that caches do not flatter."""
 CONVERTED_POINTS = 180_000
 """Points of the message whose conversion is timed: a large lidar's turn."""
 ROS_TOPIC = "/lidar/points"
@@ -172,9 +173,8 @@ def _load(options: argparse.Namespace, backend: str, console: Console) -> Detect
 
 
 def _clouds(options: argparse.Namespace, detector: Detector, console: Console) -> list[Cloud]:
-    axes = detector.config.preprocess.cloud_axes
-    axes = detector.model.axes if axes == "model" else axes
-    clouds = benchmark_clouds(options.cloud, columns_from(options), detector.model, axes)
+    preprocess = detector.config.preprocess
+    clouds = list(islice(given_clouds(options.cloud, columns_from(options), detector.model, preprocess), MAX_CLOUDS))
     if all(source.partition(":")[0] == SIMULATED for source in options.cloud):
         pillars = [num_pillars(cloud, detector.model) for cloud in clouds]
         console.print(

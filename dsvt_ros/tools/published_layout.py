@@ -61,11 +61,17 @@ def load_reference(
     network = DSVT(folder.model)
     load_weights(network, read_weights(source), str(source))
     chosen = choose_device(device)
-    if name == "reference-fp16" and chosen.type != "cuda":
-        raise ConfigError(f"--backends reference-fp16 needs a CUDA device, not {chosen}; take reference")
+    if name == "reference-fp16":
+        require_autocast(chosen)
     network = network.to(chosen).eval().requires_grad_(False)
     keep_norms(network.vfe)
     return Detector(network, config, chosen, PublishedNetworks(network, half=name == "reference-fp16"))
+
+
+def require_autocast(device: torch.device) -> None:
+    """`ConfigError` where ``reference-fp16`` does not run."""
+    if device.type != "cuda":
+        raise ConfigError(f"--backends reference-fp16 needs a CUDA device, not {device}; take reference")
 
 
 def keep_norms(encoder: PillarEncoder) -> None:

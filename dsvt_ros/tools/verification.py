@@ -6,18 +6,18 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from dsvt_ros.comparison import BoxDifference, TensorDifference
-from dsvt_ros.config import ModelConfig
+from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.errors import ConfigError, EngineError
-from dsvt_ros.io.clouds import open_clouds, select_columns
 from dsvt_ros.io.point_files import parse_columns
+from dsvt_ros.tools.arguments import add_columns_option
+from dsvt_ros.tools.given_clouds import NUM_SIMULATED, SIMULATED, Cloud, given_clouds
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,26 @@ def limits_from(options: argparse.Namespace, precision: str) -> Limits:
     return dataclasses.replace(LIMITS[precision], **{name: v for name, v in given.items() if v is not None})
 
 
-def clouds_from(options: argparse.Namespace, model: ModelConfig) -> Iterator[NDArray[np.float32]]:
-    """The clouds that the options name, in the model's columns."""
+def add_cloud_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cloud --columns --max-frames``."""
+    parser.add_argument(
+        "--cloud",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="CLOUD",
+        help=f"point files, bags, or {SIMULATED}[:POINTS] for {NUM_SIMULATED} turns of a simulated lidar",
+    )
+    add_columns_option(parser)
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+
+
+def clouds_from(options: argparse.Namespace, model: ModelConfig, config: PreprocessConfig) -> Iterator[Cloud]:
+    """The clouds that the options of `add_cloud_options` name, in the model's columns."""
+    if options.max_frames is not None and options.max_frames < 1:
+        raise ConfigError(f"--max-frames must be at least 1, got {options.max_frames}")
     names = parse_columns(options.columns) if options.columns else model.feature_names
-    fill = {feature.name: feature.fill for feature in model.features[3:]}
-    count = 0
-    for path in options.cloud:
-        for scan in open_clouds(path, names):
-            if options.max_frames is not None and count >= options.max_frames:
-                return
-            count += 1
-            yield select_columns(scan, model.feature_names, fill)
+    return islice(given_clouds(options.cloud, names, model, config), options.max_frames)
 
 
 def print_result(console: Console, result: Result, reference: str, clouds: int) -> None:

@@ -25,7 +25,7 @@ from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.comparison import BoxDifference, boxes_from_maps, common_proposals, map_differences, settled_as
 from dsvt_ros.config import parse_assignment, with_overrides
 from dsvt_ros.detector import Detector, choose_device
-from dsvt_ros.errors import ConfigError, DataError, EngineError, ModelError
+from dsvt_ros.errors import ConfigError, EngineError, ModelError
 from dsvt_ros.export.cache import read_networks
 from dsvt_ros.export.manifest import Manifest, read_manifest
 from dsvt_ros.export.networks import named_maps, release_inputs
@@ -37,7 +37,15 @@ from dsvt_ros.preprocess import boxes_to_source
 from dsvt_ros.structures import Boxes3D, HeadMaps, SetPartition
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
-from dsvt_ros.tools.verification import Result, add_limit_options, clouds_from, limits_from, print_result
+from dsvt_ros.tools.published_layout import PublishedNetworks, require_autocast
+from dsvt_ros.tools.verification import (
+    Result,
+    add_cloud_options,
+    add_limit_options,
+    clouds_from,
+    limits_from,
+    print_result,
+)
 
 SCHEMA_VERSION = 2  # 2: means of the boxes' differences, magnitudes of tensors
 
@@ -82,7 +90,7 @@ def main(argv: list[str]) -> int:
         expected, found = Recorder(TorchNetworks(network), room), Recorder(networks, room)
         reference, other = (Detector(network, config, device, part) for part in (expected, found))
         count = 0
-        for points in clouds_from(options, reference.model):
+        for points in clouds_from(options, folder.model, config.preprocess):
             # Single precision as it is said to be: by default convolutions would round to TF32 on a GPU.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 reference.detect(points)
@@ -93,8 +101,6 @@ def main(argv: list[str]) -> int:
             _compare(result, found, expected, reference, whole)
             result.dropped_voxels += other.num_dropped_voxels
             count += 1
-        if not count:
-            raise DataError(f"{', '.join(options.cloud)}: no clouds in there")
         results.append(result)
         print_result(console, result, "torch fp32", count)
     if options.output:
@@ -110,6 +116,11 @@ COMPARED: dict[str, Callable[[torch.device], object]] = {
     "triton": require_triton,
     "torch": require_half_precision,
 }
+NAMED_ONLY: dict[str, Callable[[torch.device], object]] = {
+    "reference": lambda device: None,
+    "reference-fp16": require_autocast,
+}
+"""Likewise, of what is compared only when asked for."""
 
 
 class Recorder:
@@ -165,12 +176,13 @@ def _backends(
     names = asked_for.split(",") if asked_for else [*COMPARED]
     if manifest.interface == "dsvt_release":  # a part of a detector, which only ONNX Runtime completes here
         names = ["onnxruntime"]
-    if unknown := set(names) - set(COMPARED):
-        raise ConfigError(f"--backends: no {', '.join(sorted(unknown))}; expected {', '.join(COMPARED)}")
+    checks = COMPARED | NAMED_ONLY
+    if unknown := set(names) - set(checks):
+        raise ConfigError(f"--backends: no {', '.join(sorted(unknown))}; expected {', '.join(checks)}")
     available, missing = [], []
     for name in names:
         try:
-            COMPARED[name](source.device)
+            checks[name](source.device)
             available.append(name)
         except EngineError as error:
             if asked_for:
@@ -187,6 +199,8 @@ def _backends(
             yield name, TritonNetworks(source.network)  # of the folder's weights; in fp16 whatever the precision
         elif name == "torch":
             yield name, TorchFrameNetworks(source.network)  # likewise
+        elif name in NAMED_ONLY:
+            yield name, PublishedNetworks(source.network, half=name == "reference-fp16")
         else:
             with terminal_progress(console) as progress:
                 networks, _ = load_networks(source, progress)
@@ -236,13 +250,12 @@ def _parser() -> argparse.ArgumentParser:
         "comes from one, and the package pcdet is installed (default: torch)",
     )
     parser.add_argument("--weights", metavar="FILE", help="with --against pcdet: weights (default: the model's)")
+    add_cloud_options(parser)
     parser.add_argument(
-        "--cloud", nargs="+", action="extend", required=True, metavar="CLOUD", help="point files or bags"
-    )
-    parser.add_argument("--columns", help="columns of .npy and .bin files, such as x,y,z,intensity,ring")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
-    parser.add_argument(
-        "--backends", metavar="LIST", help=f"comma-separated: {', '.join(COMPARED)} (default: those that run here)"
+        "--backends",
+        metavar="LIST",
+        help=f"comma-separated: {', '.join(COMPARED)} (default: those that run here); {' and '.join(NAMED_ONLY)} are "
+        f"those of dsvt benchmark",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(

@@ -59,7 +59,7 @@ def verify_against_pcdet(options: argparse.Namespace, console: Console) -> int:
     count = 0
     # TF32 would round the convolutions of both, and each in its own way.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for cloud in clouds_from(options, folder.model):
+        for cloud in clouds_from(options, folder.model, config.preprocess):
             points = torch.as_tensor(cloud, device=device)
             points = drop_missing(points, folder.model, config.preprocess)
             points = scale_features(points, folder.model, config.preprocess)

@@ -1,4 +1,4 @@
-"""``dsvt benchmark``: its clouds, its options and its picture; test_tools.py has the plain command."""
+"""``dsvt benchmark``: its options and its picture; test_tools.py has the plain command."""
 
 import json
 import sys
@@ -8,78 +8,9 @@ import pytest
 import torch
 from tiny import tiny_points, write_tiny_model
 
-from dsvt_ros.errors import ConfigError, DataError
-from dsvt_ros.model.folder import open_model
+from dsvt_ros.errors import DataError
 from dsvt_ros.tools import cli
-from dsvt_ros.tools.benchmark_clouds import (
-    FIRST_SCENE,
-    SIMULATED_POINTS,
-    benchmark_clouds,
-    num_pillars,
-    point_counts,
-    resized,
-    simulated_scan,
-)
 from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages
-
-
-def test_simulated_turn_is_like_a_real_one(monkeypatch):
-    monkeypatch.setattr("dsvt_ros.tools.benchmark_clouds.MAX_CLOUDS", 1)
-    model = open_model("waymo_pillar").model
-    (cloud,) = benchmark_clouds(["simulated"], model.feature_names, model, model.axes)
-    assert cloud.shape == (SIMULATED_POINTS, 5)
-    assert 10_000 <= num_pillars(cloud, model) <= 15_000
-    assert 60 < np.abs(cloud[:, :2]).max() <= 75.1
-    assert not cloud[:, 4].any()  # the simulator knows no elongation
-    assert len(np.unique(cloud[:, 3])) > 20
-
-
-def test_simulated_turns_repeat_and_differ():
-    model = open_model("demo").model
-    once, again, other = (simulated_scan(5_000, scene, model).points for scene in (1, 1, 2))
-    np.testing.assert_array_equal(once, again)
-    assert len(once) == len(other) == 5_000
-    assert not np.array_equal(once, other)
-
-
-def test_simulated_turns_lie_in_the_models_frame():
-    waymo, nuscenes = open_model("waymo_pillar").model, open_model("nuscenes_pillar").model
-    here = simulated_scan(5_000, FIRST_SCENE, waymo).points
-    there = simulated_scan(5_000, FIRST_SCENE, nuscenes, "x_right").points
-    np.testing.assert_allclose(there[:, 0], -here[:, 1], atol=1e-4)
-    np.testing.assert_allclose(there[:, 1], here[:, 0], atol=1e-4)
-    np.testing.assert_allclose(there[:, 2], here[:, 2] + nuscenes.ground_z, atol=1e-4)
-    assert num_pillars(there, nuscenes) == pytest.approx(num_pillars(here, waymo), rel=0.02)
-
-
-def test_fewer_points_are_some_of_them():
-    cloud = tiny_points(600)
-    fewer = resized(cloud, 100, seed=3)
-    assert len(fewer) == len(np.unique(fewer, axis=0)) == 100
-    assert {tuple(row) for row in fewer} < {tuple(row) for row in cloud}
-    np.testing.assert_array_equal(fewer, resized(cloud, 100, seed=3))
-    assert not np.array_equal(fewer, resized(cloud, 100, seed=4))
-
-
-@pytest.mark.parametrize("num_points", [600, 601, 1500])
-def test_more_points_are_copies_nearby(num_points):
-    cloud = tiny_points(600)
-    before = cloud.copy()
-    larger = resized(cloud, num_points, seed=3)
-    np.testing.assert_array_equal(cloud, before)
-    assert larger.shape == (num_points, 4)
-    assert larger.dtype == np.float32
-    np.testing.assert_array_equal(larger[:600], cloud)
-    distance = np.abs(larger - cloud[np.arange(num_points) % 600])
-    assert (distance[600:, :3].max(1) > 0).all()
-    assert distance.max(initial=0) < 0.25
-    assert not distance[:, 3].any()
-
-
-@pytest.mark.parametrize("text", ["0", "many", "100,-1", "100,,200", ""])
-def test_wrong_numbers_of_points(text):
-    with pytest.raises(ConfigError, match="--points: expected a positive number of points"):
-        point_counts("--points", text)
 
 
 def test_backends_and_sizes(capsys, tmp_path):

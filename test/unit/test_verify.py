@@ -164,6 +164,17 @@ def test_command_compares_and_writes(folder, clouds, tmp_path, capsys):
     assert result["dropped_voxels"] > 0, "the second cloud exceeds the capacity"
 
 
+def test_the_published_arrangement_on_simulated_clouds(folder, tmp_path, capsys):
+    output = tmp_path / "result.json"
+    command = ["verify", str(folder), "--cloud", "simulated:3000", "--max-frames", "2", "--backends", "reference"]
+    assert cli.main([*command, "--output", str(output)]) == 0
+    assert "reference, fp32, against torch fp32 on 2 clouds" in capsys.readouterr().out
+    (result,) = json.loads(output.read_text())["results"]
+    assert result["tensors"]["features"]["magnitude"] > 0
+    errors = [tensor["max_error"] for tensor in result["tensors"].values()]
+    assert 0 < max(errors) < 1e-4, "norms of their own round otherwise"
+
+
 def test_command_fails_beyond_a_limit(folder, clouds, capsys):
     command = ["verify", str(folder), "--cloud", clouds[0], "--columns", "x,y,z,intensity"]
     assert cli.main([*command, "--max-error", "1e-12"]) == 1
@@ -175,6 +186,10 @@ def test_command_fails_beyond_a_limit(folder, clouds, capsys):
     [
         (["--cloud", "nowhere.npy"], "nowhere.npy"),
         (["--cloud", "CLOUD", "--max-error", "-1"], "--max-error must not be negative"),
+        (["--cloud", "CLOUD", "--max-frames", "0"], "--max-frames must be at least 1, got 0"),
+        (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
+        (["--cloud", "CLOUD", "--backends", "torch,nope"], "no nope; expected onnxruntime, tensorrt, triton, torch, "),
+        (["--cloud", "CLOUD", "--device", "cpu", "--backends", "reference-fp16"], "reference-fp16 needs a CUDA device"),
     ],
 )
 def test_command_refuses(folder, clouds, arguments, message, capsys):

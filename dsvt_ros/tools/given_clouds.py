@@ -1,16 +1,16 @@
-"""The clouds of a benchmark: read from files or simulated, and made smaller or larger."""
+"""Clouds of commands that measure or compare: read from files or simulated, and made smaller or larger."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsvt_ros.config import ModelConfig
+from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.errors import ConfigError, DataError
 from dsvt_ros.io.clouds import Scan, open_clouds, select_columns
 from dsvt_ros.model.folder import open_model
@@ -22,7 +22,7 @@ from dsvt_ros.voxelization import voxelize
 
 Cloud = NDArray[np.float32]
 
-MAX_CLOUDS = 8
+NUM_SIMULATED = 8
 SIMULATED = "simulated"
 SIMULATED_POINTS = 170_000
 """Of a sweep of the Waymo Open Dataset's upper lidar, both returns together."""
@@ -33,37 +33,38 @@ JITTER_M = 0.03
 """Standard deviation of the distance along each axis between a point and its copies."""
 
 
-def benchmark_clouds(sources: list[str], columns: tuple[str, ...], model: ModelConfig, axes: str) -> list[Cloud]:
-    """Up to `MAX_CLOUDS` clouds in the model's columns; several, so that caches do not flatter.
+def given_clouds(
+    sources: Iterable[str], columns: tuple[str, ...], model: ModelConfig, config: PreprocessConfig
+) -> Iterator[Cloud]:
+    """Clouds in the model's columns, each read or simulated when asked for.
 
     Args:
-        sources: Point files, bags, or ``simulated[:POINTS]``.
+        sources: Point files, bags, or ``simulated[:POINTS]`` for `NUM_SIMULATED` turns of a lidar.
         columns: Those of files that do not name theirs.
         model: Whose columns to take.
-        axes: ``x_forward`` or ``x_right``, of simulated clouds.
+        config: Names the axes that simulated clouds have.
 
     Raises:
         ConfigError: The number of simulated points is none.
         DataError: A file cannot be read, or there are no clouds in any.
     """
     fill = {feature.name: feature.fill for feature in model.features[3:]}
-    clouds: list[Cloud] = []
-    scans: Iterator[Scan]
+    axes = model.axes if config.cloud_axes == "model" else config.cloud_axes
+    empty = True
     for source in sources:
         kind, _, number = source.partition(":")
+        scans: Iterator[Scan]
         if kind == SIMULATED:
             count = point_counts("--cloud simulated", number)[0] if number else SIMULATED_POINTS
-            scenes = range(FIRST_SCENE, FIRST_SCENE + MAX_CLOUDS)
+            scenes = range(FIRST_SCENE, FIRST_SCENE + NUM_SIMULATED)
             scans = (simulated_scan(count, scene, model, axes) for scene in scenes)
         else:
             scans = open_clouds(source, columns)
         for scan in scans:
-            clouds.append(select_columns(scan, model.feature_names, fill))
-            if len(clouds) == MAX_CLOUDS:
-                return clouds
-    if not clouds:
+            empty = False
+            yield select_columns(scan, model.feature_names, fill)
+    if empty:
         raise DataError(f"{', '.join(sources)}: no clouds in there")
-    return clouds
 
 
 def point_counts(option: str, text: str) -> list[int]:
