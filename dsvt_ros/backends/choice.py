@@ -123,7 +123,7 @@ def _choose(
         if not why:
             return "triton", "chosen by auto: the fastest on a GPU"
         if config.precision == "fp16" and "torch" not in failed:
-            # Measured on an H200: 7.1 ms a frame instead of 18.7 with engines, around which stages run one by one.
+            # Measured on an H200: 7.2 ms a frame instead of 15.8 with engines, around which stages run one by one.
             return "torch", f"chosen by auto: {why}; its whole frames are faster than engines between other stages"
     from dsvt_ros.backends.tensorrt.load import Source, engines_ready
 

@@ -50,8 +50,8 @@ def test_backends_and_sizes(capsys, tmp_path):
         (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
         (["--output", "nowhere/result.json"], "--output nowhere/result.json: there is no folder nowhere"),
         (["--picture", "nowhere/stages.png"], "--picture nowhere/stages.png: there is no folder nowhere"),
-        (["--picture", "stages.txt"], "cannot write the picture stages.txt: expected a name that ends in .eps, "),
-        (["--picture", "stages"], "cannot write the picture stages: expected a name that ends in .eps, "),
+        (["--picture", "stages.txt"], "cannot write the picture stages.txt: expected a name that ends in ."),
+        (["--picture", "stages"], "cannot write the picture stages: expected a name that ends in ."),
     ],
 )
 def test_mistakes_are_answered_in_one_line(monkeypatch, capsys, tmp_path, arguments, message):
