@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure whole frames on this machine's GPU, then compare their boxes with those of PyTorch in fp32, which needs onnx and
 # onnxscript: docs/benchmarks/measure.sh FOLDER, from the root of the repository.
-# Each file is in FOLDER as soon as it is measured, the most important ones first; all together take about ten minutes.
+# Each file is in FOLDER as soon as it is measured, the most important ones first; all together take about nine minutes.
 # PYTHON names the Python that has PyTorch and the package (python3 by default).
 set -euo pipefail
 out=$(realpath -m "${1:?usage: docs/benchmarks/measure.sh FOLDER}")

@@ -32,6 +32,7 @@ from dsvt_ros.kitti_ap import CLASSES, DIFFICULTIES, DONT_CARE, NUM_POSITIONS, K
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.tools.arguments import load_detector, overrides_from
+from dsvt_ros.tools.machine import ran_with
 from dsvt_ros.training.evaluation import SCORE_THRESHOLD
 
 THRESHOLD_KEY = "postprocess.score_threshold"
@@ -54,16 +55,18 @@ def evaluate(options: argparse.Namespace, place: str, console: Console) -> dict[
         if options.save_detections is not None:
             raise DataError("--save-detections needs a model to run: leave out --detections")
         folder = _chosen(open_kitti(place, clouds=False), options.frames)
-        name, classes = str(options.detections), list(CLASSES)
+        about: dict[str, Any] = {"model": str(options.detections)}
+        classes = list(CLASSES)
         frames = _read_frames(folder, options, console)
     else:
         folder = _chosen(open_kitti(place), options.frames)
         detector = load_detector(options)
-        name, classes = detector.model.name, _classes_of(detector)
+        about = {"model": detector.model.name} | ran_with(detector)
+        classes = _classes_of(detector)
         frames = _detected_frames(folder, detector, options, console)
     result = evaluate_kitti(frames, kind, classes)
-    _print(console, result, name, kind)
-    return {"model": name, "ap_kind": kind} | as_json(result)
+    _print(console, result, about["model"], kind)
+    return about | {"ap_kind": kind} | as_json(result)
 
 
 def as_json(result: KittiResult) -> dict[str, Any]:

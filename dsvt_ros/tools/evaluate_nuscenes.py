@@ -22,6 +22,7 @@ from dsvt_ros.io.nuscenes_results import read_results, records_from_boxes, write
 from dsvt_ros.tools.arguments import load_detector, overrides_from
 from dsvt_ros.tools.evaluate_ranges import evaluate_sweep
 from dsvt_ros.tools.label_classes import NUSCENES
+from dsvt_ros.tools.machine import ran_with
 from dsvt_ros.tools.nuscenes_devkit import open_devkit
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.sweep_detection import T_model_sensor, detect, low_scores, num_sweeps, suit_intensity
@@ -55,22 +56,23 @@ def evaluate(options: argparse.Namespace, place: str, console: Console) -> dict[
     if not samples:
         raise DataError(f"{folder.path}: {folder.version} has no scene of the split {split}; choose another --split")
     if options.detections is not None:
-        name, path = str(options.detections), Path(options.detections)
+        about: dict[str, Any] = {"model": str(options.detections)}
+        path = Path(options.detections)
         _check_some(read_results(path), path)
         summary = devkit.evaluate(folder.path, folder.version, split, path)
     else:
         detector = load_detector(options)
         NUSCENES.evaluated(detector.model)
         suit_intensity(detector, list(overrides_from(options)))
-        name = detector.model.name
+        about = {"model": detector.model.name} | ran_with(detector)
         records = detected_records(folder, samples, detector, options.data, console)
         with tempfile.TemporaryDirectory(prefix="dsvt_nuscenes_") as temporary:
             path = options.save_detections or Path(temporary) / "results.json"
             write_results(path, records)
-            _check_some(records, name)
+            _check_some(records, detector.model.name)
             summary = devkit.evaluate(folder.path, folder.version, split, path)
-    _print(console, summary, f"{name}: {folder.version}, {split}, {len(samples)} samples")
-    return {"model": name, "version": folder.version, "split": split, "num_frames": len(samples)} | as_json(summary)
+    _print(console, summary, f"{about['model']}: {folder.version}, {split}, {len(samples)} samples")
+    return about | {"version": folder.version, "split": split, "num_frames": len(samples)} | as_json(summary)
 
 
 def detected_records(

@@ -22,6 +22,7 @@ from dsvt_ros.range_ap import DEFAULT_EDGES_M, MAX_DISTANCE_M, RangeFigures, Ran
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.tools.arguments import load_detector, overrides_from
 from dsvt_ros.tools.label_classes import ARGOVERSE2, NUSCENES, LabelClasses
+from dsvt_ros.tools.machine import ran_with
 from dsvt_ros.tools.sweep_detection import T_model_sensor, detect, low_scores, num_sweeps, suit_intensity
 
 MEASURE = f"center@{MAX_DISTANCE_M:g}"
@@ -122,7 +123,7 @@ def _evaluate(
             frames[label].append(range_frame(sweep, label, ignored, classes, detections, shown))
     figures = {label: evaluate_ranges(frames[label], DEFAULT_EDGES_M) for label in evaluated}
     _print(console, figures, detector.model.name, total)
-    return {"model": detector.model.name, "num_frames": total} | as_json(figures)
+    return {"model": detector.model.name} | ran_with(detector) | {"num_frames": total} | as_json(figures)
 
 
 def _detections(detector: Detector, sweep: LabelledSweep) -> tuple[Boxes3D, Boxes3D]:

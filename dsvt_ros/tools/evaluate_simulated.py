@@ -14,7 +14,7 @@ from rich.table import Table
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
 from dsvt_ros.tools.arguments import overrides_from
-from dsvt_ros.tools.machine import hardware, versions
+from dsvt_ros.tools.machine import ran_with
 from dsvt_ros.training.evaluation import MIN_IOU, MIN_POINTS, SCORE_THRESHOLD, SimulatedResult, evaluate_simulated
 from dsvt_ros.training.simulator import SPLITS, SceneStream
 
@@ -37,13 +37,7 @@ def evaluate(options: argparse.Namespace, split: str, console: Console) -> dict[
     scenes = track(range(num_scenes), f"{detector.model.name} on {options.data}", console=console)
     result = evaluate_simulated(detector, SceneStream(split), scenes)
     _print(console, result)
-    ran = {
-        "backend": detector.backend,
-        "precision": detector.precision,
-        "hardware": hardware(detector.device),
-        "versions": versions([detector.backend]),
-    }
-    return {"model": detector.model.name} | ran | as_json(result)
+    return {"model": detector.model.name} | ran_with(detector) | as_json(result)
 
 
 def as_json(result: SimulatedResult) -> dict[str, Any]:

@@ -7,12 +7,15 @@ import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dsvt_ros import __version__
+
+if TYPE_CHECKING:
+    from dsvt_ros.detector import Detector
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -41,6 +44,16 @@ def versions(backends: Iterable[str]) -> dict[str, str]:
         if name in names:
             found[name] = importlib.import_module(name).__version__
     return found
+
+
+def ran_with(detector: Detector) -> dict[str, Any]:
+    """What found the boxes of a result, and where."""
+    return {
+        "backend": detector.backend,
+        "precision": detector.precision,
+        "hardware": hardware(detector.device),
+        "versions": versions([detector.backend]),
+    }
 
 
 def _cpu_name() -> str:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from dsvt_ros.io.kitti import objects_from_boxes, read_calibration, read_objects, write_objects
@@ -91,6 +92,9 @@ def test_model_and_its_saved_detections_agree(capsys, data, weights, tmp_path):
     assert status == 0
     direct, again = json.loads(direct.read_text()), json.loads(again.read_text())
     assert direct["model"] == "demo"
+    assert (direct["backend"], direct["precision"], direct["hardware"]["device"]) == ("torch", "fp32", "cpu")
+    assert direct["versions"]["torch"] == torch.__version__
+    assert not {"backend", "hardware", "versions"} & set(again), "nothing was run"
     assert direct["ap"] == again["ap"]
     assert direct["num_objects"] == again["num_objects"]
 

@@ -119,6 +119,8 @@ def test_the_kit_gets_all_samples_and_its_figures_come_back(capsys, root, weight
     assert {box["detection_name"] for box in boxes} <= {"car", "pedestrian", "bicycle"}
 
     content = json.loads(output.read_text())
+    ran = {key: content.pop(key) for key in ("backend", "precision", "hardware", "versions")}
+    assert (ran["backend"], ran["precision"], ran["hardware"]["device"]) == ("torch", "fp32", "cpu")
     assert content == {
         "schema_version": 1,
         "data": f"nuscenes:{root}",

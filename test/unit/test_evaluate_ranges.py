@@ -71,6 +71,7 @@ def test_one_sweep_of_nuscenes(capsys, weights, tmp_path):
     assert "15-30 m" in out
     content = json.loads(output.read_text())
     assert (content["schema_version"], content["model"], content["num_frames"]) == (1, "demo", 1)
+    assert (content["backend"], content["hardware"]["device"]) == ("torch", "cpu")
     assert content["measure"] == "center@2"
     assert set(content["ranges"]) == {"car", "pedestrian", "bicycle"}
     counts = {name: [one["num_objects"] for one in ranges] for name, ranges in content["ranges"].items()}
