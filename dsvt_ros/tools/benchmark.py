@@ -23,6 +23,7 @@ from rich.text import Text
 
 from dsvt_ros.backends import BACKENDS
 from dsvt_ros.backends.tensorrt.runner import TensorRtNetworks
+from dsvt_ros.config import ModelConfig
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import ConfigError
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
@@ -67,9 +68,8 @@ def main(argv: list[str]) -> int:
         started = time.perf_counter()
         detector = _load(options, backend, console)
         load_s = time.perf_counter() - started
-        gc.collect()  # the detector before this one holds itself in a cycle, and its memory would count here
-        if detector.device.type == "cuda":
-            torch.cuda.empty_cache()
+        model, device = detector.model, detector.device
+        _free(device)  # of what loading has left
         if not clouds:
             clouds = _clouds(options, detector, console)
         asked_for = {"asked_for": backend}
@@ -79,14 +79,16 @@ def main(argv: list[str]) -> int:
             totals = _totals(detector, changed, options.runs, console)
             scaling.append(asked_for | _described(detector) | {"num_points": size} | totals)
         if options.ros:
-            results[-1]["ros"] = _through_ros(options, backend, detector, clouds, console)
+            results[-1]["ros"] = _through_ros(options, backend, model, clouds, console)
+        del detector
+        _free(device)  # before the next one is loaded, whose memory would lie among this one's
     _print(console, results)
     if scaling:
         _print_scaling(console, scaling, sizes)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "model": detector.model.name,
-        "hardware": hardware(detector.device),
+        "model": model.name,
+        "hardware": hardware(device),
         "versions": versions(backends),
         "cloud": {
             "source": [Path(path).name for path in options.cloud],
@@ -96,7 +98,7 @@ def main(argv: list[str]) -> int:
         },
         "results": [{key: value for key, value in result.items() if key != "num_voxels"} for result in results],
         **({"scaling": scaling} if scaling else {}),
-        "conversion_ms": _conversion_ms(detector, options.runs),
+        "conversion_ms": _conversion_ms(model, options.runs),
     }
     console.print(
         f"PointCloud2 of {content['conversion_ms']['num_points']} points to columns: "
@@ -170,6 +172,13 @@ def _load(options: argparse.Namespace, backend: str, console: Console) -> Detect
         return load_reference(backend, options.model, options.weights, options.device, overrides)
     with terminal_progress(console) as progress:
         return Detector.load(options.model, options.weights, backend, options.device, overrides, progress)
+
+
+def _free(device: torch.device) -> None:
+    """Give back the memory of what nothing needs any more, detectors among it, which hold themselves in a cycle."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _clouds(options: argparse.Namespace, detector: Detector, console: Console) -> list[Cloud]:
@@ -279,7 +288,7 @@ def _frames_per_s(detector: Detector, clouds: list[Cloud], runs: int) -> float:
 def _through_ros(
     options: argparse.Namespace,
     backend: str,
-    detector: Detector,
+    model: ModelConfig,
     clouds: list[Cloud],
     console: Console,
 ) -> dict[str, Any]:
@@ -303,7 +312,7 @@ def _through_ros(
             for number in range(options.ros):
                 stamp_ns = round(number * 1e9 / options.rate)
                 cloud = clouds[number % len(clouds)]
-                bag.write_points(ROS_TOPIC, cloud, detector.model.feature_names, stamp_ns, "lidar")
+                bag.write_points(ROS_TOPIC, cloud, model.feature_names, stamp_ns, "lidar")
         heard = play_to_node(
             folder / "clouds",
             folder,
@@ -324,7 +333,7 @@ def _through_ros(
     }
 
 
-def _conversion_ms(detector: Detector, runs: int) -> dict[str, Any]:
+def _conversion_ms(model: ModelConfig, runs: int) -> dict[str, Any]:
     """Time to read the columns of the model from a PointCloud2 with six float32 fields."""
     names = ("x", "y", "z", "intensity", "ring", "time")
     rows = np.random.default_rng(0).uniform(-50, 50, (CONVERTED_POINTS, len(names))).astype(np.float32)
@@ -339,11 +348,11 @@ def _conversion_ms(detector: Detector, runs: int) -> dict[str, Any]:
         is_dense=True,
         data=parts.data,
     )
-    fill = {feature.name: feature.fill for feature in detector.model.features[3:]}
+    fill = {feature.name: feature.fill for feature in model.features[3:]}
     times = []
     for _ in range(runs + 3):
         start = time.perf_counter()
-        points_from_msg(msg, detector.model.feature_names, fill)
+        points_from_msg(msg, model.feature_names, fill)
         times.append(1e3 * (time.perf_counter() - start))
     return {"num_points": CONVERTED_POINTS, "point_step": parts.point_step, "p50": _round(np.median(times[3:]))}
 
