@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measure whole frames on this machine's GPU, then compare their boxes with those of PyTorch in fp32, which needs onnx and
-# onnxscript: docs/benchmarks/measure.sh FOLDER, from the root of the repository.
+# Measure whole frames on this machine's GPU, then compare their tensors and boxes with those of PyTorch in fp32, which needs
+# onnx and onnxscript: docs/benchmarks/measure.sh FOLDER, from the root of the repository.
 # Each file is in FOLDER as soon as it is measured, the most important ones first; all together take about nine minutes.
 # PYTHON names the Python that has PyTorch and the package (python3 by default).
 set -euo pipefail
@@ -21,11 +21,12 @@ measure() {
 
 unscaled="--set preprocess.scale_features=false"
 
-# Options for a model with the weights of the recipe, and for a cloud of it in several orders.
+# Options for a model with the weights of the recipe.
 given() {
     echo "--model $1 --weights $files/$1.safetensors $unscaled"
 }
 
+# And for a cloud of it in several orders.
 clouds() {
     printf -- '--cloud %s ' "$files/$1"_*.npy
 }
