@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         "schema_version": SCHEMA_VERSION,
         "model": model.name,
         "hardware": hardware(device),
-        "versions": versions(backends),
+        "versions": versions(result["backend"] for result in results),
         "cloud": {
             "source": [Path(path).name for path in options.cloud],
             "num_clouds": len(clouds),
