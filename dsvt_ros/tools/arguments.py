@@ -9,6 +9,7 @@ from typing import Any
 from dsvt_ros.backends import BACKENDS
 from dsvt_ros.config import parse_assignment
 from dsvt_ros.detector import Detector
+from dsvt_ros.errors import ConfigError
 from dsvt_ros.io.point_files import parse_columns
 from dsvt_ros.model.folder import embedded_models, open_model
 from dsvt_ros.tools.progress import terminal_progress
@@ -81,3 +82,19 @@ def columns_from(options: argparse.Namespace) -> tuple[str, ...]:
     if options.columns:
         return parse_columns(options.columns)
     return open_model(options.model).model.feature_names
+
+
+def check_folders(options: argparse.Namespace, *names: str) -> None:
+    """Check, before there is anything to write, that the folders of files to write are there.
+
+    Args:
+        options: Among them `Path`s, or None for what is not written.
+        names: Those to check, such as ``output``.
+
+    Raises:
+        ConfigError: A folder is missing.
+    """
+    for name in names:
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"--{name.replace('_', '-')} {path}: there is no folder {path.parent}")

@@ -19,7 +19,13 @@ from dsvt_ros.io.clouds import Scan, open_clouds
 from dsvt_ros.poses import axes_matrix, pose_matrix
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.sweeps import MergedSweeps
-from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, load_detector
+from dsvt_ros.tools.arguments import (
+    add_columns_option,
+    add_model_options,
+    check_folders,
+    columns_from,
+    load_detector,
+)
 from dsvt_ros.tools.sweeps import add_motion_options, merged_clouds
 
 SCHEMA_VERSION = 1
@@ -28,6 +34,7 @@ SCHEMA_VERSION = 1
 def main(argv: list[str]) -> int:
     """Detect objects in every cloud of every file; see ``dsvt detect --help``."""
     options = _parser().parse_args(argv)
+    check_folders(options, "output", "picture")
     # Opened before the model loads, so that a wrong path is answered at once.
     opened = [open_clouds(path, columns_from(options), options.topic) for path in options.clouds]
     detector = load_detector(options)

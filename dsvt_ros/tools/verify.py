@@ -35,6 +35,7 @@ from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.preprocess import boxes_to_source
 from dsvt_ros.structures import Boxes3D, HeadMaps, SetPartition
+from dsvt_ros.tools.arguments import check_folders
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import PublishedNetworks, require_autocast
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
         0 if all backends are within the limits, 1 if not.
     """
     options = _parser().parse_args(argv)
+    check_folders(options, "output")
     console = Console(soft_wrap=True, markup=False, highlight=False)
     if options.against == "pcdet":
         from dsvt_ros.tools.verify_pcdet import verify_against_pcdet

@@ -83,9 +83,12 @@ def test_detect_reads_named_columns(capsys, tmp_path):
         (["{cloud}", "--set", "postprocess.score_threshold"], "expected KEY=VALUE"),
         (["{cloud}", "--device", "tpu"], "device must be"),
         (["{text}"], "text.npy"),
+        (["{cloud}", "--output", "nowhere/boxes.json"], "--output nowhere/boxes.json: there is no folder nowhere"),
+        (["{cloud}", "--picture", "nowhere/boxes.png"], "--picture nowhere/boxes.png: there is no folder nowhere"),
     ],
 )
-def test_detect_answers_mistakes_in_one_line(capsys, cloud, tmp_path, arguments, message):
+def test_detect_answers_mistakes_in_one_line(monkeypatch, capsys, cloud, tmp_path, arguments, message):
+    monkeypatch.setattr("dsvt_ros.Detector.detect", lambda *_: pytest.fail("detected all the same"))
     text = tmp_path / "text.npy"
     text.write_text("these are no points")
     filled = [argument.format(cloud=cloud, text=text) for argument in arguments]

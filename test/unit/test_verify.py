@@ -185,6 +185,7 @@ def test_command_fails_beyond_a_limit(folder, clouds, capsys):
     ("arguments", "message"),
     [
         (["--cloud", "nowhere.npy"], "nowhere.npy"),
+        (["--cloud", "CLOUD", "--output", "nowhere/x.json"], "--output nowhere/x.json: there is no folder nowhere"),
         (["--cloud", "CLOUD", "--max-error", "-1"], "--max-error must not be negative"),
         (["--cloud", "CLOUD", "--max-frames", "0"], "--max-frames must be at least 1, got 0"),
         (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
