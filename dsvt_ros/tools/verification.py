@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dsvt_ros.comparison import BoxDifference, TensorDifference
 from dsvt_ros.config import ModelConfig, PreprocessConfig
-from dsvt_ros.errors import ConfigError, EngineError
+from dsvt_ros.errors import ConfigError, DataError, EngineError
 from dsvt_ros.io.point_files import parse_columns
 from dsvt_ros.tools.arguments import add_columns_option
 from dsvt_ros.tools.given_clouds import NUM_SIMULATED, SIMULATED, Cloud, given_clouds
@@ -55,6 +55,7 @@ class Result:
         limits: What may differ.
         tensors: Differences by tensor.
         boxes: Differences of the boxes.
+        num_clouds: How many clouds were compared; those without points in the model's range are not.
         dropped_voxels: Voxels left out on both sides.
         unequal: What had to be the same and is not, with the difference in words.
     """
@@ -64,6 +65,7 @@ class Result:
     limits: Limits
     tensors: dict[str, TensorDifference]
     boxes: BoxDifference
+    num_clouds: int = 0
     dropped_voxels: int = 0
     unequal: dict[str, str] = field(default_factory=dict)
 
@@ -145,10 +147,16 @@ def clouds_from(options: argparse.Namespace, model: ModelConfig, config: Preproc
     return islice(given_clouds(options.cloud, names, model, config), options.max_frames)
 
 
-def print_result(console: Console, result: Result, reference: str, clouds: int) -> None:
+def require_clouds(options: argparse.Namespace, result: Result) -> None:
+    """`DataError` where the options of `add_cloud_options` named no cloud that could be compared."""
+    if not result.num_clouds:
+        raise DataError(f"{', '.join(options.cloud)}: no clouds with points in the model's range")
+
+
+def print_result(console: Console, result: Result, reference: str) -> None:
     """Print the differences from `reference` and what exceeds the limits."""
-    title = f"{result.backend}, {result.precision}, against {reference} on {clouds} cloud{'s' if clouds > 1 else ''}"
-    table = Table(title=title)
+    clouds = f"{result.num_clouds} cloud{'s' if result.num_clouds > 1 else ''}"
+    table = Table(title=f"{result.backend}, {result.precision}, against {reference} on {clouds}")
     table.add_column("tensor")
     for name in ("largest value", "largest error", "mean error", "cosine"):
         table.add_column(name, justify="right")

@@ -46,6 +46,7 @@ from dsvt_ros.tools.verification import (
     clouds_from,
     limits_from,
     print_result,
+    require_clouds,
 )
 
 SCHEMA_VERSION = 2  # 2: means of the boxes' differences, magnitudes of tensors
@@ -91,7 +92,6 @@ def main(argv: list[str]) -> int:
         room = networks.max_voxels if frames is None else room_for_voxels(folder.model, config.engine)
         expected, found = Recorder(TorchNetworks(network), room), Recorder(networks, room)
         reference, other = (Detector(network, config, device, part) for part in (expected, found))
-        count = 0
         for points in clouds_from(options, folder.model, config.preprocess):
             # Single precision as it is said to be: by default convolutions would round to TF32 on a GPU.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -102,9 +102,9 @@ def main(argv: list[str]) -> int:
                 whole = boxes_to_source(frames.detect(points), np.linalg.inv(frames.T_model_source).astype(np.float64))
             _compare(result, found, expected, reference, whole)
             result.dropped_voxels += other.num_dropped_voxels
-            count += 1
+        require_clouds(options, result)
         results.append(result)
-        print_result(console, result, "torch fp32", count)
+        print_result(console, result, "torch fp32")
     if options.output:
         options.output.write_text(json.dumps(_json(options, manifest, device, results), indent=1) + "\n")
         console.print(f"wrote {options.output}")
@@ -223,7 +223,7 @@ def _onnxruntime(manifest: Manifest, source: Source) -> tuple[str, Networks]:
 def _compare(
     result: Result, found: Recorder, expected: Recorder, detector: Detector, whole: Boxes3D | None = None
 ) -> None:
-    """Add the last cloud; `whole` are the boxes, in the model's frame, of a run that gives no maps."""
+    """Add the last cloud, if it had voxels; `whole`: the boxes, in the model's frame, of a run that gives no maps."""
     if found.maps is None or expected.maps is None:
         return
     ours, theirs = (
@@ -235,6 +235,7 @@ def _compare(
     found.maps, expected.maps = common_proposals(found.maps, expected.maps)
     map_differences(result.tensors, found.tensors(), expected.tensors())
     result.boxes.add(ours, theirs, result.limits.center_m, result.limits.score)
+    result.num_clouds += 1
     found.features = found.maps = expected.features = expected.maps = None
 
 

@@ -15,7 +15,7 @@ from dsvt_ros.bev import scatter_bev
 from dsvt_ros.comparison import BoxDifference, FoundBoxes, TensorDifference, boxes_from_maps, common_proposals
 from dsvt_ros.config import PostprocessConfig, parse_assignment, with_overrides
 from dsvt_ros.detector import choose_device
-from dsvt_ros.errors import ConfigError, DataError, ModelError
+from dsvt_ros.errors import ConfigError, ModelError
 from dsvt_ros.export.networks import named_maps
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
@@ -27,7 +27,7 @@ from dsvt_ros.set_partition import partition_sets
 from dsvt_ros.structures import SetPartition
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.pcdet_reference import Computed, PcdetReference
-from dsvt_ros.tools.verification import Limits, Result, clouds_from, limits_from, print_result
+from dsvt_ros.tools.verification import Limits, Result, clouds_from, limits_from, print_result, require_clouds
 from dsvt_ros.voxelization import voxelize
 
 SCHEMA_VERSION = 1
@@ -56,7 +56,6 @@ def verify_against_pcdet(options: argparse.Namespace, console: Console) -> int:
     config.check_against(folder.model)
 
     result = Result("torch", "fp32", limits_from(options, "fp32"), {}, BoxDifference())
-    count = 0
     # TF32 would round the convolutions of both, and each in its own way.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for cloud in clouds_from(options, folder.model, config.preprocess):
@@ -72,11 +71,9 @@ def verify_against_pcdet(options: argparse.Namespace, console: Console) -> int:
                 network,
                 config.postprocess,
             )
-            count += 1
-    if not count:
-        raise DataError(f"{', '.join(options.cloud)}: no clouds with points in the model's range")
-    name = f"pcdet {reference.version}"
-    print_result(console, result, name, count)
+            result.num_clouds += 1
+    require_clouds(options, result)
+    print_result(console, result, f"pcdet {reference.version}")
     if options.output:
         content = {
             "schema_version": SCHEMA_VERSION,
