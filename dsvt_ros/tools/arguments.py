@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from dsvt_ros.backends import BACKENDS
-from dsvt_ros.config import parse_assignment
+from dsvt_ros.config import ModelConfig, parse_assignment
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import ConfigError
 from dsvt_ros.io.point_files import parse_columns
@@ -77,11 +77,9 @@ def add_columns_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def columns_from(options: argparse.Namespace) -> tuple[str, ...]:
+def columns_from(options: argparse.Namespace, model: ModelConfig) -> tuple[str, ...]:
     """The columns of files that do not name theirs: ``--columns``, or those that the model takes."""
-    if options.columns:
-        return parse_columns(options.columns)
-    return open_model(options.model).model.feature_names
+    return parse_columns(options.columns) if options.columns else model.feature_names
 
 
 def check_folders(options: argparse.Namespace, *names: str) -> None:

@@ -180,10 +180,11 @@ def _free(device: torch.device) -> None:
 
 
 def _clouds(options: argparse.Namespace, detector: Detector, console: Console) -> list[Cloud]:
-    preprocess = detector.config.preprocess
-    clouds = list(islice(given_clouds(options.cloud, columns_from(options), detector.model, preprocess), MAX_CLOUDS))
+    model = detector.model
+    given = given_clouds(options.cloud, columns_from(options, model), model, detector.config.preprocess)
+    clouds = list(islice(given, MAX_CLOUDS))
     if all(source.partition(":")[0] == SIMULATED for source in options.cloud):
-        pillars = [num_pillars(cloud, detector.model) for cloud in clouds]
+        pillars = [num_pillars(cloud, model) for cloud in clouds]
         console.print(
             f"{len(clouds)} simulated clouds of {len(clouds[0]):,} points, {min(pillars):,} to {max(pillars):,} "
             f"pillars of 0.32 m (waymo_pillar)"

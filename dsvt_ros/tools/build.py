@@ -300,7 +300,7 @@ class CountingDetector(Detector):
 def _plan(options: argparse.Namespace, folder: ModelFolder, config: DetectorConfig, console: Console) -> None:
     if options.max_frames is not None and options.max_frames < 1:
         raise ConfigError(f"--max-frames must be at least 1, got {options.max_frames}")
-    columns = columns_from(options)
+    columns = columns_from(options, folder.model)
     # Opened before anything is read, so that a wrong path is answered at once.
     opened = [open_clouds(path, columns, options.topic) for path in options.plan]
     detector = CountingDetector(DSVT(folder.model), config, choose_device(options.device))

@@ -16,6 +16,7 @@ from rich.table import Table
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
 from dsvt_ros.io.clouds import Scan, open_clouds
+from dsvt_ros.model.folder import open_model
 from dsvt_ros.poses import axes_matrix, pose_matrix
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.sweeps import MergedSweeps
@@ -35,8 +36,9 @@ def main(argv: list[str]) -> int:
     """Detect objects in every cloud of every file; see ``dsvt detect --help``."""
     options = _parser().parse_args(argv)
     check_folders(options, "output", "picture")
-    # Opened before the model loads, so that a wrong path is answered at once.
-    opened = [open_clouds(path, columns_from(options), options.topic) for path in options.clouds]
+    columns = columns_from(options, open_model(options.model).model)
+    # Opened before the weights are read, so that a wrong path is answered at once.
+    opened = [open_clouds(path, columns, options.topic) for path in options.clouds]
     detector = load_detector(options)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     frames: list[dict[str, Any]] = []

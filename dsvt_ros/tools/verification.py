@@ -15,8 +15,7 @@ from rich.table import Table
 from dsvt_ros.comparison import BoxDifference, TensorDifference
 from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.errors import ConfigError, DataError, EngineError
-from dsvt_ros.io.point_files import parse_columns
-from dsvt_ros.tools.arguments import add_columns_option
+from dsvt_ros.tools.arguments import add_columns_option, columns_from
 from dsvt_ros.tools.given_clouds import NUM_SIMULATED, SIMULATED, Cloud, given_clouds
 
 
@@ -143,8 +142,8 @@ def clouds_from(options: argparse.Namespace, model: ModelConfig, config: Preproc
     """The clouds that the options of `add_cloud_options` name, in the model's columns."""
     if options.max_frames is not None and options.max_frames < 1:
         raise ConfigError(f"--max-frames must be at least 1, got {options.max_frames}")
-    names = parse_columns(options.columns) if options.columns else model.feature_names
-    return islice(given_clouds(options.cloud, names, model, config), options.max_frames)
+    clouds = given_clouds(options.cloud, columns_from(options, model), model, config)
+    return islice(clouds, options.max_frames)
 
 
 def require_clouds(options: argparse.Namespace, result: Result) -> None:
