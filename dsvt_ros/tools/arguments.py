@@ -82,6 +82,23 @@ def columns_from(options: argparse.Namespace, model: ModelConfig) -> tuple[str, 
     return parse_columns(options.columns) if options.columns else model.feature_names
 
 
+def add_max_frames_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-frames``."""
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+
+
+def max_frames_from(options: argparse.Namespace) -> int | None:
+    """After how many clouds to stop; None for never.
+
+    Raises:
+        ConfigError: ``--max-frames`` is not positive.
+    """
+    number: int | None = options.max_frames
+    if number is not None and number < 1:
+        raise ConfigError(f"--max-frames must be at least 1, got {number}")
+    return number
+
+
 def check_folders(options: argparse.Namespace, *names: str) -> None:
     """Check, before there is anything to write, that the folders of files to write are there.
 

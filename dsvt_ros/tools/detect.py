@@ -22,10 +22,12 @@ from dsvt_ros.structures import Boxes3D
 from dsvt_ros.sweeps import MergedSweeps
 from dsvt_ros.tools.arguments import (
     add_columns_option,
+    add_max_frames_option,
     add_model_options,
     check_folders,
     columns_from,
     load_detector,
+    max_frames_from,
 )
 from dsvt_ros.tools.sweeps import add_motion_options, merged_clouds
 
@@ -36,6 +38,7 @@ def main(argv: list[str]) -> int:
     """Detect objects in every cloud of every file; see ``dsvt detect --help``."""
     options = _parser().parse_args(argv)
     check_folders(options, "output", "picture")
+    max_frames = max_frames_from(options)
     columns = columns_from(options, open_model(options.model).model)
     # Opened before the weights are read, so that a wrong path is answered at once.
     opened = [open_clouds(path, columns, options.topic) for path in options.clouds]
@@ -43,7 +46,7 @@ def main(argv: list[str]) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     frames: list[dict[str, Any]] = []
     problem = ""
-    for scan, merged in islice(merged_clouds(options, options.clouds, opened, detector), options.max_frames):
+    for scan, merged in islice(merged_clouds(options, options.clouds, opened, detector), max_frames):
         with detector.timed_stages():
             found = detector.detect(merged.points, _pose(scan, detector))
         frames.append(_frame(scan, merged, found, detector))
@@ -91,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_columns_option(parser)
     parser.add_argument("--topic", help="topic of a bag that has several with clouds")
     add_motion_options(parser)
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+    add_max_frames_option(parser)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write boxes and stage times as JSON")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE.png", help="draw a bird's-eye view; later clouds get a number"

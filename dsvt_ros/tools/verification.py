@@ -15,7 +15,7 @@ from rich.table import Table
 from dsvt_ros.comparison import BoxDifference, TensorDifference
 from dsvt_ros.config import ModelConfig, PreprocessConfig
 from dsvt_ros.errors import ConfigError, DataError, EngineError
-from dsvt_ros.tools.arguments import add_columns_option, columns_from
+from dsvt_ros.tools.arguments import add_columns_option, add_max_frames_option, columns_from, max_frames_from
 from dsvt_ros.tools.given_clouds import NUM_SIMULATED, SIMULATED, Cloud, given_clouds
 
 
@@ -135,15 +135,13 @@ def add_cloud_options(parser: argparse.ArgumentParser) -> None:
         help=f"point files, bags, or {SIMULATED}[:POINTS] for {NUM_SIMULATED} turns of a simulated lidar",
     )
     add_columns_option(parser)
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+    add_max_frames_option(parser)
 
 
 def clouds_from(options: argparse.Namespace, model: ModelConfig, config: PreprocessConfig) -> Iterator[Cloud]:
     """The clouds that the options of `add_cloud_options` name, in the model's columns."""
-    if options.max_frames is not None and options.max_frames < 1:
-        raise ConfigError(f"--max-frames must be at least 1, got {options.max_frames}")
     clouds = given_clouds(options.cloud, columns_from(options, model), model, config)
-    return islice(clouds, options.max_frames)
+    return islice(clouds, max_frames_from(options))
 
 
 def require_clouds(options: argparse.Namespace, result: Result) -> None:
