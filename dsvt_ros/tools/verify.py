@@ -23,7 +23,7 @@ from dsvt_ros.backends.torch_frames import TorchFrameNetworks, require_half_prec
 from dsvt_ros.backends.triton import TritonNetworks, require_triton
 from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.comparison import BoxDifference, boxes_from_maps, common_proposals, map_differences, settled_as
-from dsvt_ros.config import parse_assignment, with_overrides
+from dsvt_ros.config import with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, EngineError, ModelError
 from dsvt_ros.export.cache import read_networks
@@ -35,7 +35,7 @@ from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.preprocess import boxes_to_source
 from dsvt_ros.structures import Boxes3D, HeadMaps, SetPartition
-from dsvt_ros.tools.arguments import check_folders
+from dsvt_ros.tools.arguments import add_override_option, check_folders, overrides_from
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import PublishedNetworks, require_autocast
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     network = DSVT(folder.model)
     load_weights(network, read_weights(folder.weights), str(folder.weights))
     network = network.to(device).eval().requires_grad_(False)
-    config = with_overrides(folder.defaults, dict(parse_assignment(text) for text in options.overrides))
+    config = with_overrides(folder.defaults, overrides_from(options))
     config.check_against(folder.model)
 
     # Those of the folder, whatever its defaults say.
@@ -261,9 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         f"those of dsvt benchmark",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="as for dsvt detect"
-    )
+    add_override_option(parser, "postprocess.score_threshold=0.4")
     add_limit_options(parser)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result as JSON")
     return parser

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.comparison import BoxDifference, FoundBoxes, TensorDifference, boxes_from_maps, common_proposals
-from dsvt_ros.config import PostprocessConfig, parse_assignment, with_overrides
+from dsvt_ros.config import PostprocessConfig, with_overrides
 from dsvt_ros.detector import choose_device
 from dsvt_ros.errors import ConfigError, ModelError
 from dsvt_ros.export.networks import named_maps
@@ -25,6 +25,7 @@ from dsvt_ros.model.pcdet.reader import PcdetModel, read_pcdet
 from dsvt_ros.preprocess import drop_missing, scale_features
 from dsvt_ros.set_partition import partition_sets
 from dsvt_ros.structures import SetPartition
+from dsvt_ros.tools.arguments import overrides_from
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.pcdet_reference import Computed, PcdetReference
 from dsvt_ros.tools.verification import Limits, Result, clouds_from, limits_from, print_result, require_clouds
@@ -50,7 +51,7 @@ def verify_against_pcdet(options: argparse.Namespace, console: Console) -> int:
     network = DSVT(folder.model)
     load_weights(network, weights, str(source))
     network = network.to(device).eval().requires_grad_(False)
-    config = with_overrides(folder.defaults, dict(parse_assignment(text) for text in options.overrides))
+    config = with_overrides(folder.defaults, overrides_from(options))
     if theirs.turns_boxes:
         config = with_overrides(config, {"postprocess.nms_geometry": "dsvt_release"})
     config.check_against(folder.model)

@@ -187,6 +187,7 @@ def test_command_fails_beyond_a_limit(folder, clouds, capsys):
         (["--cloud", "nowhere.npy"], "nowhere.npy"),
         (["--cloud", "CLOUD", "--output", "nowhere/x.json"], "--output nowhere/x.json: there is no folder nowhere"),
         (["--cloud", "CLOUD", "--max-error", "-1"], "--max-error must not be negative"),
+        (["--cloud", "CLOUD", "--set", "postprocess.score=1"], "did you mean postprocess.score_threshold"),
         (["--cloud", "EMPTY", "EMPTY"], "2.npy: no clouds with points in the model's range"),
         (["--cloud", "CLOUD", "--max-frames", "0"], "--max-frames must be at least 1, got 0"),
         (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),

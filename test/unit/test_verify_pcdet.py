@@ -165,6 +165,11 @@ def test_an_empty_cloud(theirs, faults, tmp_path, capsys):
     assert "no clouds with points in the model's range" in capsys.readouterr().err
 
 
+def test_an_unknown_option_of_the_detector(theirs, faults, capsys):
+    assert verify(theirs, "--set", "postprocess.score=1") == 1
+    assert "did you mean postprocess.score_threshold" in capsys.readouterr().err
+
+
 def test_a_missing_folder_is_noticed_first(theirs, faults, monkeypatch, capsys):
     monkeypatch.setattr("dsvt_ros.tools.verify_pcdet.compare", lambda *_: pytest.fail("compared all the same"))
     assert verify(theirs, "--output", "nowhere/x.json") == 1
