@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from dsvt_ros.structures import Boxes3D, HeadMaps, SetPartition
 from dsvt_ros.tools.arguments import add_override_option, check_folders, overrides_from
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
-from dsvt_ros.tools.published_layout import PublishedNetworks, require_autocast
+from dsvt_ros.tools.published_layout import REFERENCES, PublishedNetworks, require_reference
 from dsvt_ros.tools.verification import (
     Result,
     add_cloud_options,
@@ -119,8 +120,7 @@ COMPARED: dict[str, Callable[[torch.device], object]] = {
     "torch": require_half_precision,
 }
 NAMED_ONLY: dict[str, Callable[[torch.device], object]] = {
-    "reference": lambda device: None,
-    "reference-fp16": require_autocast,
+    name: partial(require_reference, name) for name in REFERENCES
 }
 """Likewise, of what is compared only when asked for."""
 
@@ -202,7 +202,7 @@ def _backends(
         elif name == "torch":
             yield name, TorchFrameNetworks(source.network)  # likewise
         elif name in NAMED_ONLY:
-            yield name, PublishedNetworks(source.network, half=name == "reference-fp16")
+            yield name, PublishedNetworks(source.network, name)
         else:
             with terminal_progress(console) as progress:
                 networks, _ = load_networks(source, progress)
