@@ -59,6 +59,7 @@ def test_versions_are_those_of_what_ran(monkeypatch, tmp_path):
         (["--backends", "reference", "--ros", "3"], "the node has no backend reference"),
         (["--points", "many"], "--points: expected a positive number"),
         (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
+        (["--cloud", "simulated:3000,4000"], "--cloud simulated: expected a positive number of points, such as 60000"),
         (["--output", "nowhere/result.json"], "--output nowhere/result.json: there is no folder nowhere"),
         (["--picture", "nowhere/stages.png"], "--picture nowhere/stages.png: there is no folder nowhere"),
         (["--picture", "stages.txt"], "cannot write the picture stages.txt: expected a name that ends in ."),
