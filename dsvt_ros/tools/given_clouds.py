@@ -49,7 +49,7 @@ def given_clouds(
         DataError: A file cannot be read, or there are no clouds in any.
     """
     fill = {feature.name: feature.fill for feature in model.features[3:]}
-    axes = model.axes if config.cloud_axes == "model" else config.cloud_axes
+    axes = config.axes_of_clouds(model)
     empty = True
     for source in sources:
         kind, _, number = source.partition(":")
