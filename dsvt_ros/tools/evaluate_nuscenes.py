@@ -65,7 +65,7 @@ def evaluate(options: argparse.Namespace, place: str, console: Console) -> dict[
         detector = load_detector(options)
         NUSCENES.evaluated(detector.model)
         suit_intensity(detector, list(overrides_from(options)))
-        about = {"model": detector.model.name} | ran_with(detector)
+        about = ran_with(detector)
         records = detected_records(folder, samples, detector, options.data, console)
         with tempfile.TemporaryDirectory(prefix="dsvt_nuscenes_") as temporary:
             path = options.save_detections or Path(temporary) / "results.json"
