@@ -379,6 +379,10 @@ class PreprocessConfig:
         """Whether clouds that come without a pose are put onto the ground."""
         return self.find_ground and not self.sensor_pose
 
+    def axes_of_clouds(self, model: ModelConfig) -> Literal["x_forward", "x_right"]:
+        """What `cloud_axes` says, where `model` stands for those of the model."""
+        return model.axes if self.cloud_axes == "model" else self.cloud_axes
+
     def __post_init__(self) -> None:
         for name in ("sensor_pose", "mounting"):
             if len(getattr(self, name)) not in (0, 6):

@@ -224,8 +224,7 @@ class Detector:
 
         The model's frame and the cloud may have other axes (`ModelConfig.axes`, `preprocess.cloud_axes`).
         """
-        axes = self.config.preprocess.cloud_axes
-        cloud_axes = axes_matrix(self.model.axes if axes == "model" else axes)
+        cloud_axes = axes_matrix(self.config.preprocess.axes_of_clouds(self.model))
         pose: NDArray[np.float64] = axes_matrix(self.model.axes) @ T_vehicle_sensor @ np.linalg.inv(cloud_axes)
         return pose
 

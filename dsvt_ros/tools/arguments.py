@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 from dsvt_ros.backends import BACKENDS
-from dsvt_ros.config import parse_assignment
+from dsvt_ros.config import ModelConfig, parse_assignment
 from dsvt_ros.detector import Detector
+from dsvt_ros.errors import ConfigError
 from dsvt_ros.io.point_files import parse_columns
 from dsvt_ros.model.folder import embedded_models, open_model
 from dsvt_ros.tools.progress import terminal_progress
@@ -76,8 +77,39 @@ def add_columns_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def columns_from(options: argparse.Namespace) -> tuple[str, ...]:
+def columns_from(options: argparse.Namespace, model: ModelConfig) -> tuple[str, ...]:
     """The columns of files that do not name theirs: ``--columns``, or those that the model takes."""
-    if options.columns:
-        return parse_columns(options.columns)
-    return open_model(options.model).model.feature_names
+    return parse_columns(options.columns) if options.columns else model.feature_names
+
+
+def add_max_frames_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-frames``."""
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+
+
+def max_frames_from(options: argparse.Namespace) -> int | None:
+    """After how many clouds to stop; None for never.
+
+    Raises:
+        ConfigError: ``--max-frames`` is not positive.
+    """
+    number: int | None = options.max_frames
+    if number is not None and number < 1:
+        raise ConfigError(f"--max-frames must be at least 1, got {number}")
+    return number
+
+
+def check_folders(options: argparse.Namespace, *names: str) -> None:
+    """Check, before there is anything to write, that the folders of files to write are there.
+
+    Args:
+        options: Among them `Path`s, or None for what is not written.
+        names: Those to check, such as ``output``.
+
+    Raises:
+        ConfigError: A folder is missing.
+    """
+    for name in names:
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"--{name.replace('_', '-')} {path}: there is no folder {path.parent}")

@@ -27,7 +27,7 @@ from dsvt_ros.config import ModelConfig
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import ConfigError
 from dsvt_ros.io.pointcloud2 import cloud_parts_from_points, points_from_msg
-from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, overrides_from
+from dsvt_ros.tools.arguments import add_columns_option, add_model_options, check_folders, columns_from, overrides_from
 from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages, name_of
 from dsvt_ros.tools.given_clouds import (
     SIMULATED,
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         "schema_version": SCHEMA_VERSION,
         "model": model.name,
         "hardware": hardware(device),
-        "versions": versions(backends),
+        "versions": versions(result["backend"] for result in results),
         "cloud": {
             "source": [Path(path).name for path in options.cloud],
             "num_clouds": len(clouds),
@@ -159,9 +159,7 @@ def _check(options: argparse.Namespace, backends: list[str]) -> None:
         raise ConfigError(f"--runs must be at least 1, got {options.runs}")
     if options.ros is not None and (options.ros < 1 or not options.rate > 0):
         raise ConfigError(f"--ros and --rate must be positive, got {options.ros} and {options.rate:g}")
-    for name, path in (("--output", options.output), ("--picture", options.picture)):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
+    check_folders(options, "output", "picture")
     if options.picture:
         check_picture(options.picture)
 
@@ -182,10 +180,11 @@ def _free(device: torch.device) -> None:
 
 
 def _clouds(options: argparse.Namespace, detector: Detector, console: Console) -> list[Cloud]:
-    preprocess = detector.config.preprocess
-    clouds = list(islice(given_clouds(options.cloud, columns_from(options), detector.model, preprocess), MAX_CLOUDS))
+    model = detector.model
+    given = given_clouds(options.cloud, columns_from(options, model), model, detector.config.preprocess)
+    clouds = list(islice(given, MAX_CLOUDS))
     if all(source.partition(":")[0] == SIMULATED for source in options.cloud):
-        pillars = [num_pillars(cloud, detector.model) for cloud in clouds]
+        pillars = [num_pillars(cloud, model) for cloud in clouds]
         console.print(
             f"{len(clouds)} simulated clouds of {len(clouds[0]):,} points, {min(pillars):,} to {max(pillars):,} "
             f"pillars of 0.32 m (waymo_pillar)"

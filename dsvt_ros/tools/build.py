@@ -32,9 +32,11 @@ from dsvt_ros.profile_plan import ProfilePlan, plan_profile
 from dsvt_ros.structures import DeviceBoxes
 from dsvt_ros.tools.arguments import (
     add_columns_option,
+    add_max_frames_option,
     add_override_option,
     add_weights_option,
     columns_from,
+    max_frames_from,
     overrides_from,
 )
 from dsvt_ros.tools.progress import terminal_progress
@@ -112,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add_columns_option(parser)
     parser.add_argument("--topic", help="topic of a bag that has several with clouds")
     add_motion_options(parser)
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop counting after N clouds")
+    add_max_frames_option(parser)
     return parser
 
 
@@ -298,13 +300,12 @@ class CountingDetector(Detector):
 
 
 def _plan(options: argparse.Namespace, folder: ModelFolder, config: DetectorConfig, console: Console) -> None:
-    if options.max_frames is not None and options.max_frames < 1:
-        raise ConfigError(f"--max-frames must be at least 1, got {options.max_frames}")
-    columns = columns_from(options)
+    max_frames = max_frames_from(options)
+    columns = columns_from(options, folder.model)
     # Opened before anything is read, so that a wrong path is answered at once.
     opened = [open_clouds(path, columns, options.topic) for path in options.plan]
     detector = CountingDetector(DSVT(folder.model), config, choose_device(options.device))
-    clouds = itertools.islice(merged_clouds(options, options.plan, opened, detector), options.max_frames)
+    clouds = itertools.islice(merged_clouds(options, options.plan, opened, detector), max_frames)
     counts = []
     with terminal_progress() as progress:
         for _, merged in clouds:

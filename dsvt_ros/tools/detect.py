@@ -16,10 +16,19 @@ from rich.table import Table
 from dsvt_ros.detector import Detector
 from dsvt_ros.errors import DataError
 from dsvt_ros.io.clouds import Scan, open_clouds
+from dsvt_ros.model.folder import open_model
 from dsvt_ros.poses import axes_matrix, pose_matrix
 from dsvt_ros.structures import Boxes3D
 from dsvt_ros.sweeps import MergedSweeps
-from dsvt_ros.tools.arguments import add_columns_option, add_model_options, columns_from, load_detector
+from dsvt_ros.tools.arguments import (
+    add_columns_option,
+    add_max_frames_option,
+    add_model_options,
+    check_folders,
+    columns_from,
+    load_detector,
+    max_frames_from,
+)
 from dsvt_ros.tools.sweeps import add_motion_options, merged_clouds
 
 SCHEMA_VERSION = 1
@@ -28,13 +37,16 @@ SCHEMA_VERSION = 1
 def main(argv: list[str]) -> int:
     """Detect objects in every cloud of every file; see ``dsvt detect --help``."""
     options = _parser().parse_args(argv)
-    # Opened before the model loads, so that a wrong path is answered at once.
-    opened = [open_clouds(path, columns_from(options), options.topic) for path in options.clouds]
+    check_folders(options, "output", "picture")
+    max_frames = max_frames_from(options)
+    columns = columns_from(options, open_model(options.model).model)
+    # Opened before the weights are read, so that a wrong path is answered at once.
+    opened = [open_clouds(path, columns, options.topic) for path in options.clouds]
     detector = load_detector(options)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     frames: list[dict[str, Any]] = []
     problem = ""
-    for scan, merged in islice(merged_clouds(options, options.clouds, opened, detector), options.max_frames):
+    for scan, merged in islice(merged_clouds(options, options.clouds, opened, detector), max_frames):
         with detector.timed_stages():
             found = detector.detect(merged.points, _pose(scan, detector))
         frames.append(_frame(scan, merged, found, detector))
@@ -82,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_columns_option(parser)
     parser.add_argument("--topic", help="topic of a bag that has several with clouds")
     add_motion_options(parser)
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+    add_max_frames_option(parser)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write boxes and stage times as JSON")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE.png", help="draw a bird's-eye view; later clouds get a number"

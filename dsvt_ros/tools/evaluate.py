@@ -11,7 +11,7 @@ from rich.console import Console
 from dsvt_ros.errors import DataError
 from dsvt_ros.kitti_ap import AP_KINDS
 from dsvt_ros.tools import evaluate_kitti, evaluate_nuscenes, evaluate_ranges, evaluate_simulated
-from dsvt_ros.tools.arguments import add_model_options
+from dsvt_ros.tools.arguments import add_model_options, check_folders
 from dsvt_ros.training.simulator import SPLITS
 
 SCHEMA_VERSION = 1
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
                 f"--{name.replace('_', '-')} is for --data {' and '.join(f'{other}:...' for other in kinds)}, "
                 f"got --data {options.data}"
             )
+    check_folders(options, "output")
     console = Console(soft_wrap=True, markup=False, highlight=False)
     content = {"schema_version": SCHEMA_VERSION, "data": options.data} | KINDS[kind](options, place, console)
     if options.output:

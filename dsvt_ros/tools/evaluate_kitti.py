@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace, place: str, console: Console) -> dict[
     else:
         folder = _chosen(open_kitti(place), options.frames)
         detector = load_detector(options)
-        about = {"model": detector.model.name} | ran_with(detector)
+        about = ran_with(detector)
         classes = _classes_of(detector)
         frames = _detected_frames(folder, detector, options, console)
     result = evaluate_kitti(frames, kind, classes)

@@ -19,7 +19,7 @@ from dsvt_ros.errors import DataError
 from dsvt_ros.export.cache import cache_folder
 from dsvt_ros.io.nuscenes import AXES, NuScenesFolder, NuScenesSample, open_nuscenes
 from dsvt_ros.io.nuscenes_results import read_results, records_from_boxes, write_results
-from dsvt_ros.tools.arguments import load_detector, overrides_from
+from dsvt_ros.tools.arguments import check_folders, load_detector, overrides_from
 from dsvt_ros.tools.evaluate_ranges import evaluate_sweep
 from dsvt_ros.tools.label_classes import NUSCENES
 from dsvt_ros.tools.machine import ran_with
@@ -45,6 +45,7 @@ def evaluate(options: argparse.Namespace, place: str, console: Console) -> dict[
         return evaluate_sweep(options, place, console)
     if options.detections is not None and options.save_detections is not None:
         raise DataError("--save-detections needs a model to run: leave out --detections")
+    check_folders(options, "save_detections")
     folder = open_nuscenes(place, options.version)
     split = options.split or _default_split(folder)
     # First of all, since hours of detection would be in vain without it.
@@ -64,7 +65,7 @@ def evaluate(options: argparse.Namespace, place: str, console: Console) -> dict[
         detector = load_detector(options)
         NUSCENES.evaluated(detector.model)
         suit_intensity(detector, list(overrides_from(options)))
-        about = {"model": detector.model.name} | ran_with(detector)
+        about = ran_with(detector)
         records = detected_records(folder, samples, detector, options.data, console)
         with tempfile.TemporaryDirectory(prefix="dsvt_nuscenes_") as temporary:
             path = options.save_detections or Path(temporary) / "results.json"

@@ -123,7 +123,7 @@ def _evaluate(
             frames[label].append(range_frame(sweep, label, ignored, classes, detections, shown))
     figures = {label: evaluate_ranges(frames[label], DEFAULT_EDGES_M) for label in evaluated}
     _print(console, figures, detector.model.name, total)
-    return {"model": detector.model.name} | ran_with(detector) | {"num_frames": total} | as_json(figures)
+    return ran_with(detector) | {"num_frames": total} | as_json(figures)
 
 
 def _detections(detector: Detector, sweep: LabelledSweep) -> tuple[Boxes3D, Boxes3D]:

@@ -37,7 +37,7 @@ def evaluate(options: argparse.Namespace, split: str, console: Console) -> dict[
     scenes = track(range(num_scenes), f"{detector.model.name} on {options.data}", console=console)
     result = evaluate_simulated(detector, SceneStream(split), scenes)
     _print(console, result)
-    return {"model": detector.model.name} | ran_with(detector) | as_json(result)
+    return ran_with(detector) | as_json(result)
 
 
 def as_json(result: SimulatedResult) -> dict[str, Any]:

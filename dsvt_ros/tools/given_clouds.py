@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ JITTER_M = 0.03
 
 
 def given_clouds(
-    sources: Iterable[str], columns: tuple[str, ...], model: ModelConfig, config: PreprocessConfig
+    sources: Sequence[str], columns: tuple[str, ...], model: ModelConfig, config: PreprocessConfig
 ) -> Iterator[Cloud]:
     """Clouds in the model's columns, each read or simulated when asked for.
 
@@ -45,17 +45,17 @@ def given_clouds(
         config: Names the axes that simulated clouds have.
 
     Raises:
-        ConfigError: The number of simulated points is none.
+        ConfigError: The number of simulated points is not one positive number.
         DataError: A file cannot be read, or there are no clouds in any.
     """
     fill = {feature.name: feature.fill for feature in model.features[3:]}
-    axes = model.axes if config.cloud_axes == "model" else config.cloud_axes
+    axes = config.axes_of_clouds(model)
     empty = True
     for source in sources:
         kind, _, number = source.partition(":")
         scans: Iterator[Scan]
         if kind == SIMULATED:
-            count = point_counts("--cloud simulated", number)[0] if number else SIMULATED_POINTS
+            count = _point_count("--cloud simulated", number) if number else SIMULATED_POINTS
             scenes = range(FIRST_SCENE, FIRST_SCENE + NUM_SIMULATED)
             scans = (simulated_scan(count, scene, model, axes) for scene in scenes)
         else:
@@ -69,13 +69,17 @@ def given_clouds(
 
 def point_counts(option: str, text: str) -> list[int]:
     """Comma-separated numbers of points; `ConfigError` for anything else."""
+    return [_point_count(option, number) for number in text.split(",")]
+
+
+def _point_count(option: str, text: str) -> int:
     try:
-        counts = [int(number) for number in text.split(",")]
+        count = int(text)
     except ValueError:
-        counts = [0]
-    if min(counts) < 1:
+        count = 0
+    if count < 1:
         raise ConfigError(f"{option}: expected a positive number of points, such as 60000, got {text!r}")
-    return counts
+    return count
 
 
 def simulated_scan(num_points: int, seed: int, model: ModelConfig, axes: str = "x_forward") -> Scan:

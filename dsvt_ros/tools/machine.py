@@ -49,6 +49,7 @@ def versions(backends: Iterable[str]) -> dict[str, str]:
 def ran_with(detector: Detector) -> dict[str, Any]:
     """What found the boxes of a result, and where."""
     return {
+        "model": detector.model.name,
         "backend": detector.backend,
         "precision": detector.precision,
         "hardware": hardware(detector.device),

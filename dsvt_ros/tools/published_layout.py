@@ -1,4 +1,4 @@
-"""The networks arranged as the published release runs them: what ``dsvt benchmark --backends reference`` compares with.
+"""The networks arranged as the published release runs them: ``reference`` of ``dsvt benchmark`` and ``dsvt verify``.
 
 Same modules, same weights, same results, without what our backends do ahead or otherwise: batch norms stay layers of
 their own, position embeddings are computed for every voxel, layer and frame, sets are gathered before queries, keys and
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dsvt_ros.config import with_overrides
 from dsvt_ros.detector import Detector, choose_device
-from dsvt_ros.errors import ConfigError, ModelError
+from dsvt_ros.errors import EngineError, ModelError
 from dsvt_ros.export.networks import maps_from_tensors, named_maps
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
@@ -32,8 +32,8 @@ from dsvt_ros.model.set_attention import (
 )
 from dsvt_ros.structures import HeadMaps, Pooling, SetPartition
 
-REFERENCES = ("reference", "reference-fp16")
-"""In single precision, and in half precision wherever `torch.autocast` thinks fit."""
+REFERENCES = {"reference": "fp32", "reference-fp16": "fp16"}
+"""Precision by name; fp16 means wherever `torch.autocast` thinks fit."""
 
 
 def load_reference(
@@ -49,7 +49,8 @@ def load_reference(
         overrides: Dotted keys of `DetectorConfig`.
 
     Raises:
-        ConfigError: An option is unknown or impossible, or half precision is asked of a CPU.
+        ConfigError: An option is unknown or impossible.
+        EngineError: As `require_reference`.
         ModelError: The model or its weights are missing, corrupt or do not fit each other.
     """
     folder = open_model(model)
@@ -61,17 +62,16 @@ def load_reference(
     network = DSVT(folder.model)
     load_weights(network, read_weights(source), str(source))
     chosen = choose_device(device)
-    if name == "reference-fp16":
-        require_autocast(chosen)
+    require_reference(name, chosen)
     network = network.to(chosen).eval().requires_grad_(False)
     keep_norms(network.vfe)
-    return Detector(network, config, chosen, PublishedNetworks(network, half=name == "reference-fp16"))
+    return Detector(network, config, chosen, PublishedNetworks(network, name))
 
 
-def require_autocast(device: torch.device) -> None:
-    """`ConfigError` where ``reference-fp16`` does not run."""
-    if device.type != "cuda":
-        raise ConfigError(f"--backends reference-fp16 needs a CUDA device, not {device}; take reference")
+def require_reference(name: str, device: torch.device) -> None:
+    """`EngineError` where this one of `REFERENCES` does not run."""
+    if REFERENCES[name] == "fp16" and device.type != "cuda":
+        raise EngineError(f"--backends {name} needs a CUDA device, not {device}; take reference")
 
 
 def keep_norms(encoder: PillarEncoder) -> None:
@@ -88,10 +88,9 @@ class PublishedNetworks:
     max_voxels: int | None = None
     channels_last = False
 
-    def __init__(self, model: DSVT, *, half: bool = False) -> None:
-        """Rearrange; `half` runs both networks under `torch.autocast` in float16."""
-        self.name = REFERENCES[half]
-        self.precision = "fp16" if half else "fp32"
+    def __init__(self, model: DSVT, name: str) -> None:
+        """Rearrange; `name` is one of `REFERENCES`."""
+        self.name, self.precision = name, REFERENCES[name]
         self._model = model.config
         self._device = next(model.parameters()).device
         self._backbone_3d = copy.deepcopy(model.backbone_3d)

@@ -14,9 +14,8 @@ from rich.table import Table
 
 from dsvt_ros.comparison import BoxDifference, TensorDifference
 from dsvt_ros.config import ModelConfig, PreprocessConfig
-from dsvt_ros.errors import ConfigError, EngineError
-from dsvt_ros.io.point_files import parse_columns
-from dsvt_ros.tools.arguments import add_columns_option
+from dsvt_ros.errors import ConfigError, DataError, EngineError
+from dsvt_ros.tools.arguments import add_columns_option, add_max_frames_option, columns_from, max_frames_from
 from dsvt_ros.tools.given_clouds import NUM_SIMULATED, SIMULATED, Cloud, given_clouds
 
 
@@ -55,6 +54,7 @@ class Result:
         limits: What may differ.
         tensors: Differences by tensor.
         boxes: Differences of the boxes.
+        num_clouds: How many clouds were compared; those without points in the model's range are not.
         dropped_voxels: Voxels left out on both sides.
         unequal: What had to be the same and is not, with the difference in words.
     """
@@ -64,6 +64,7 @@ class Result:
     limits: Limits
     tensors: dict[str, TensorDifference]
     boxes: BoxDifference
+    num_clouds: int = 0
     dropped_voxels: int = 0
     unequal: dict[str, str] = field(default_factory=dict)
 
@@ -134,21 +135,25 @@ def add_cloud_options(parser: argparse.ArgumentParser) -> None:
         help=f"point files, bags, or {SIMULATED}[:POINTS] for {NUM_SIMULATED} turns of a simulated lidar",
     )
     add_columns_option(parser)
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N clouds")
+    add_max_frames_option(parser)
 
 
 def clouds_from(options: argparse.Namespace, model: ModelConfig, config: PreprocessConfig) -> Iterator[Cloud]:
     """The clouds that the options of `add_cloud_options` name, in the model's columns."""
-    if options.max_frames is not None and options.max_frames < 1:
-        raise ConfigError(f"--max-frames must be at least 1, got {options.max_frames}")
-    names = parse_columns(options.columns) if options.columns else model.feature_names
-    return islice(given_clouds(options.cloud, names, model, config), options.max_frames)
+    clouds = given_clouds(options.cloud, columns_from(options, model), model, config)
+    return islice(clouds, max_frames_from(options))
 
 
-def print_result(console: Console, result: Result, reference: str, clouds: int) -> None:
+def require_clouds(options: argparse.Namespace, result: Result) -> None:
+    """`DataError` where the options of `add_cloud_options` named no cloud that could be compared."""
+    if not result.num_clouds:
+        raise DataError(f"{', '.join(options.cloud)}: no clouds with points in the model's range")
+
+
+def print_result(console: Console, result: Result, reference: str) -> None:
     """Print the differences from `reference` and what exceeds the limits."""
-    title = f"{result.backend}, {result.precision}, against {reference} on {clouds} cloud{'s' if clouds > 1 else ''}"
-    table = Table(title=title)
+    clouds = f"{result.num_clouds} cloud{'s' if result.num_clouds > 1 else ''}"
+    table = Table(title=f"{result.backend}, {result.precision}, against {reference} on {clouds}")
     table.add_column("tensor")
     for name in ("largest value", "largest error", "mean error", "cosine"):
         table.add_column(name, justify="right")

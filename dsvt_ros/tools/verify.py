@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dsvt_ros.backends.torch_frames import TorchFrameNetworks, require_half_prec
 from dsvt_ros.backends.triton import TritonNetworks, require_triton
 from dsvt_ros.capacity import room_for_voxels
 from dsvt_ros.comparison import BoxDifference, boxes_from_maps, common_proposals, map_differences, settled_as
-from dsvt_ros.config import parse_assignment, with_overrides
+from dsvt_ros.config import with_overrides
 from dsvt_ros.detector import Detector, choose_device
 from dsvt_ros.errors import ConfigError, EngineError, ModelError
 from dsvt_ros.export.cache import read_networks
@@ -35,9 +36,10 @@ from dsvt_ros.model.fold import inference_modules
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.preprocess import boxes_to_source
 from dsvt_ros.structures import Boxes3D, HeadMaps, SetPartition
+from dsvt_ros.tools.arguments import add_override_option, check_folders, overrides_from
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
-from dsvt_ros.tools.published_layout import PublishedNetworks, require_autocast
+from dsvt_ros.tools.published_layout import REFERENCES, PublishedNetworks, require_reference
 from dsvt_ros.tools.verification import (
     Result,
     add_cloud_options,
@@ -45,6 +47,7 @@ from dsvt_ros.tools.verification import (
     clouds_from,
     limits_from,
     print_result,
+    require_clouds,
 )
 
 SCHEMA_VERSION = 2  # 2: means of the boxes' differences, magnitudes of tensors
@@ -57,6 +60,7 @@ def main(argv: list[str]) -> int:
         0 if all backends are within the limits, 1 if not.
     """
     options = _parser().parse_args(argv)
+    check_folders(options, "output")
     console = Console(soft_wrap=True, markup=False, highlight=False)
     if options.against == "pcdet":
         from dsvt_ros.tools.verify_pcdet import verify_against_pcdet
@@ -72,7 +76,7 @@ def main(argv: list[str]) -> int:
     network = DSVT(folder.model)
     load_weights(network, read_weights(folder.weights), str(folder.weights))
     network = network.to(device).eval().requires_grad_(False)
-    config = with_overrides(folder.defaults, dict(parse_assignment(text) for text in options.overrides))
+    config = with_overrides(folder.defaults, overrides_from(options))
     config.check_against(folder.model)
 
     # Those of the folder, whatever its defaults say.
@@ -89,7 +93,6 @@ def main(argv: list[str]) -> int:
         room = networks.max_voxels if frames is None else room_for_voxels(folder.model, config.engine)
         expected, found = Recorder(TorchNetworks(network), room), Recorder(networks, room)
         reference, other = (Detector(network, config, device, part) for part in (expected, found))
-        count = 0
         for points in clouds_from(options, folder.model, config.preprocess):
             # Single precision as it is said to be: by default convolutions would round to TF32 on a GPU.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -100,9 +103,9 @@ def main(argv: list[str]) -> int:
                 whole = boxes_to_source(frames.detect(points), np.linalg.inv(frames.T_model_source).astype(np.float64))
             _compare(result, found, expected, reference, whole)
             result.dropped_voxels += other.num_dropped_voxels
-            count += 1
+        require_clouds(options, result)
         results.append(result)
-        print_result(console, result, "torch fp32", count)
+        print_result(console, result, "torch fp32")
     if options.output:
         options.output.write_text(json.dumps(_json(options, manifest, device, results), indent=1) + "\n")
         console.print(f"wrote {options.output}")
@@ -117,8 +120,7 @@ COMPARED: dict[str, Callable[[torch.device], object]] = {
     "torch": require_half_precision,
 }
 NAMED_ONLY: dict[str, Callable[[torch.device], object]] = {
-    "reference": lambda device: None,
-    "reference-fp16": require_autocast,
+    name: partial(require_reference, name) for name in REFERENCES
 }
 """Likewise, of what is compared only when asked for."""
 
@@ -200,7 +202,7 @@ def _backends(
         elif name == "torch":
             yield name, TorchFrameNetworks(source.network)  # likewise
         elif name in NAMED_ONLY:
-            yield name, PublishedNetworks(source.network, half=name == "reference-fp16")
+            yield name, PublishedNetworks(source.network, name)
         else:
             with terminal_progress(console) as progress:
                 networks, _ = load_networks(source, progress)
@@ -221,7 +223,7 @@ def _onnxruntime(manifest: Manifest, source: Source) -> tuple[str, Networks]:
 def _compare(
     result: Result, found: Recorder, expected: Recorder, detector: Detector, whole: Boxes3D | None = None
 ) -> None:
-    """Add the last cloud; `whole` are the boxes, in the model's frame, of a run that gives no maps."""
+    """Add the last cloud, if it had voxels; `whole`: the boxes, in the model's frame, of a run that gives no maps."""
     if found.maps is None or expected.maps is None:
         return
     ours, theirs = (
@@ -233,6 +235,7 @@ def _compare(
     found.maps, expected.maps = common_proposals(found.maps, expected.maps)
     map_differences(result.tensors, found.tensors(), expected.tensors())
     result.boxes.add(ours, theirs, result.limits.center_m, result.limits.score)
+    result.num_clouds += 1
     found.features = found.maps = expected.features = expected.maps = None
 
 
@@ -258,9 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         f"those of dsvt benchmark",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="as for dsvt detect"
-    )
+    add_override_option(parser, "postprocess.score_threshold=0.4")
     add_limit_options(parser)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result as JSON")
     return parser

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dsvt_ros.bev import scatter_bev
 from dsvt_ros.comparison import BoxDifference, FoundBoxes, TensorDifference, boxes_from_maps, common_proposals
-from dsvt_ros.config import PostprocessConfig, parse_assignment, with_overrides
+from dsvt_ros.config import PostprocessConfig, with_overrides
 from dsvt_ros.detector import choose_device
-from dsvt_ros.errors import ConfigError, DataError, ModelError
+from dsvt_ros.errors import ConfigError, ModelError
 from dsvt_ros.export.networks import named_maps
 from dsvt_ros.model.checkpoint import load_weights, read_weights
 from dsvt_ros.model.dsvt import DSVT
@@ -25,9 +25,10 @@ from dsvt_ros.model.pcdet.reader import PcdetModel, read_pcdet
 from dsvt_ros.preprocess import drop_missing, scale_features
 from dsvt_ros.set_partition import partition_sets
 from dsvt_ros.structures import SetPartition
+from dsvt_ros.tools.arguments import overrides_from
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.pcdet_reference import Computed, PcdetReference
-from dsvt_ros.tools.verification import Limits, Result, clouds_from, limits_from, print_result
+from dsvt_ros.tools.verification import Limits, Result, clouds_from, limits_from, print_result, require_clouds
 from dsvt_ros.voxelization import voxelize
 
 SCHEMA_VERSION = 1
@@ -50,13 +51,12 @@ def verify_against_pcdet(options: argparse.Namespace, console: Console) -> int:
     network = DSVT(folder.model)
     load_weights(network, weights, str(source))
     network = network.to(device).eval().requires_grad_(False)
-    config = with_overrides(folder.defaults, dict(parse_assignment(text) for text in options.overrides))
+    config = with_overrides(folder.defaults, overrides_from(options))
     if theirs.turns_boxes:
         config = with_overrides(config, {"postprocess.nms_geometry": "dsvt_release"})
     config.check_against(folder.model)
 
     result = Result("torch", "fp32", limits_from(options, "fp32"), {}, BoxDifference())
-    count = 0
     # TF32 would round the convolutions of both, and each in its own way.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for cloud in clouds_from(options, folder.model, config.preprocess):
@@ -72,11 +72,9 @@ def verify_against_pcdet(options: argparse.Namespace, console: Console) -> int:
                 network,
                 config.postprocess,
             )
-            count += 1
-    if not count:
-        raise DataError(f"{', '.join(options.cloud)}: no clouds with points in the model's range")
-    name = f"pcdet {reference.version}"
-    print_result(console, result, name, count)
+            result.num_clouds += 1
+    require_clouds(options, result)
+    print_result(console, result, f"pcdet {reference.version}")
     if options.output:
         content = {
             "schema_version": SCHEMA_VERSION,

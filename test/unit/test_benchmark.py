@@ -41,6 +41,17 @@ def test_backends_and_sizes(capsys, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_versions_are_those_of_what_ran(monkeypatch, tmp_path):
+    """Not of what was asked for, which may be auto."""
+    monkeypatch.setattr("dsvt_ros.tools.benchmark.versions", lambda backends: list(backends))
+    np.save(tmp_path / "cloud.npy", tiny_points())
+    output = tmp_path / "result.json"
+    command = ["benchmark", "--model", write_tiny_model(tmp_path / "tiny"), "--cloud", tmp_path / "cloud.npy"]
+    command += ["--device", "cpu", "--runs", 1, "--backends", "auto,reference", "--output", output]
+    assert cli.main([str(word) for word in command]) == 0
+    assert json.loads(output.read_text())["versions"] == ["torch", "reference"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -48,6 +59,7 @@ def test_backends_and_sizes(capsys, tmp_path):
         (["--backends", "reference", "--ros", "3"], "the node has no backend reference"),
         (["--points", "many"], "--points: expected a positive number"),
         (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
+        (["--cloud", "simulated:3000,4000"], "--cloud simulated: expected a positive number of points, such as 60000"),
         (["--output", "nowhere/result.json"], "--output nowhere/result.json: there is no folder nowhere"),
         (["--picture", "nowhere/stages.png"], "--picture nowhere/stages.png: there is no folder nowhere"),
         (["--picture", "stages.txt"], "cannot write the picture stages.txt: expected a name that ends in ."),

@@ -117,6 +117,7 @@ def test_split(capsys, data, tmp_path):
         (["--data", "kitti:"], "expected simulated:SPLIT with SPLIT one of"),
         (["--data", "kitti:{data}", "--scenes", "3"], "--scenes is for --data simulated"),
         (["--data", "simulated:test", "--ap", "r40"], "--ap is for --data kitti"),
+        (["--data", "kitti:{data}", "--output", "nowhere/a"], "--output nowhere/a: there is no folder nowhere"),
         (["--data", "kitti:{data}", "--detections", "{data}"], "000000.txt cannot be read"),
         (["--data", "kitti:{data}", "--detections", "a", "--save-detections", "b"], "leave out --detections"),
     ],

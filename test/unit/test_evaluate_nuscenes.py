@@ -164,6 +164,8 @@ def test_a_kit_that_fails_is_quoted(capsys, root, kit, tmp_path):
         (["--split", "train"], "nuScenes has no split train; expected one of mini_val, mini_train"),
         (["--split", "mini_train"], "v1.0-mini has no scene of the split mini_train"),
         (["--detections", "a", "--save-detections", "b"], "leave out --detections"),
+        (["--save-detections", "nowhere/a.json"], "--save-detections nowhere/a.json: there is no folder nowhere"),
+        (["--output", "nowhere/b.json"], "--output nowhere/b.json: there is no folder nowhere"),
         (["--detections", "nothing.json"], "nothing.json cannot be read"),
         (["--scenes", "3"], "--scenes is for --data simulated:..., got --data nuscenes"),
         (["--devkit-python", "/nowhere/python"], "/nowhere/python cannot be run: No such file"),

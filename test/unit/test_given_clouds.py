@@ -77,6 +77,17 @@ def test_wrong_numbers_of_points(text):
         point_counts("--points", text)
 
 
+@pytest.mark.parametrize("text", ["3000,4000", "0", "many"])
+def test_a_simulated_turn_has_one_number_of_points(text):
+    model = open_model("demo").model
+    with pytest.raises(ConfigError, match=f"--cloud simulated: expected a positive number of points.*got '{text}'"):
+        next(given_clouds([f"simulated:{text}"], model.feature_names, model, PreprocessConfig()))
+
+
+def test_numbers_of_points():
+    assert point_counts("--points", "60000,300") == [60000, 300]
+
+
 def test_one_source_after_the_other(tmp_path):
     points = tiny_points(600)
     np.save(tmp_path / "cloud.npy", points)

@@ -11,7 +11,7 @@ from torch import nn
 from dsvt_ros import Detector
 from dsvt_ros.backends.torch import TorchNetworks
 from dsvt_ros.bev import scatter_bev
-from dsvt_ros.errors import ConfigError, ModelError
+from dsvt_ros.errors import EngineError, ModelError
 from dsvt_ros.export.networks import named_maps
 from dsvt_ros.set_partition import partition_sets
 from dsvt_ros.tools.published_layout import PublishedNetworks, load_reference
@@ -35,11 +35,12 @@ def test_same_boxes_as_torch(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_voxel"])
-@pytest.mark.parametrize(("half", "tolerance"), [(False, 1e-5), (True, 0.02)])
-def test_same_features_and_maps(name, half, tolerance):
+@pytest.mark.parametrize(("arrangement", "tolerance"), [("reference", 1e-5), ("reference-fp16", 0.02)])
+def test_same_features_and_maps(name, arrangement, tolerance):
+    half = arrangement == "reference-fp16"
     network = tiny_network(name=name)
     voxels = voxelize(torch.from_numpy(tiny_points()), network.config)
-    reference, published = TorchNetworks(network), PublishedNetworks(network, half=half)
+    reference, published = TorchNetworks(network), PublishedNetworks(network, arrangement)
     with torch.inference_mode():
         features = network.vfe(voxels)
         partition = partition_sets(voxels.coords, network.config)
@@ -78,7 +79,7 @@ def test_nothing_is_prepared(monkeypatch, tmp_path):
 def test_the_model_is_left_alone():
     network = tiny_network(name="tiny_voxel")
     before = copy.deepcopy(network)
-    PublishedNetworks(network)
+    PublishedNetworks(network, "reference")
     assert str(network) == str(before)
     for key, value in network.state_dict().items():
         assert torch.equal(value, before.state_dict()[key])
@@ -86,7 +87,7 @@ def test_the_model_is_left_alone():
 
 def test_refusals(tmp_path):
     folder = str(write_tiny_model(tmp_path / "tiny"))
-    with pytest.raises(ConfigError, match="reference-fp16 needs a CUDA device"):
+    with pytest.raises(EngineError, match="reference-fp16 needs a CUDA device"):
         load_reference("reference-fp16", folder, None, "cpu")
     with pytest.raises(ModelError, match="comes without weights"):
         load_reference("reference", "waymo_pillar", None, "cpu")

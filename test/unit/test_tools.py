@@ -72,6 +72,12 @@ def test_detect_reads_named_columns(capsys, tmp_path):
     assert "500 points" in out
 
 
+def test_detect_stops_after_so_many_clouds(capsys, cloud):
+    status, out, _ = run(capsys, "detect", cloud, cloud, cloud, "--max-frames", 2, "--device", "cpu")
+    assert status == 0
+    assert out.count("3000 points") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,9 +89,14 @@ def test_detect_reads_named_columns(capsys, tmp_path):
         (["{cloud}", "--set", "postprocess.score_threshold"], "expected KEY=VALUE"),
         (["{cloud}", "--device", "tpu"], "device must be"),
         (["{text}"], "text.npy"),
+        (["{cloud}", "--max-frames", "0"], "--max-frames must be at least 1, got 0"),
+        (["{cloud}", "--max-frames", "-1"], "--max-frames must be at least 1, got -1"),
+        (["{cloud}", "--output", "nowhere/boxes.json"], "--output nowhere/boxes.json: there is no folder nowhere"),
+        (["{cloud}", "--picture", "nowhere/boxes.png"], "--picture nowhere/boxes.png: there is no folder nowhere"),
     ],
 )
-def test_detect_answers_mistakes_in_one_line(capsys, cloud, tmp_path, arguments, message):
+def test_detect_answers_mistakes_in_one_line(monkeypatch, capsys, cloud, tmp_path, arguments, message):
+    monkeypatch.setattr("dsvt_ros.Detector.detect", lambda *_: pytest.fail("detected all the same"))
     text = tmp_path / "text.npy"
     text.write_text("these are no points")
     filled = [argument.format(cloud=cloud, text=text) for argument in arguments]

@@ -152,7 +152,7 @@ def test_command_compares_and_writes(folder, clouds, tmp_path, capsys):
     command = ["verify", str(folder), "--cloud", *clouds, "--columns", "x,y,z,intensity", "--output", str(output)]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    assert "onnxruntime, fp32, against torch fp32 on 3 clouds" in said
+    assert "onnxruntime, fp32, against torch fp32 on 2 clouds" in said, "the third is empty"
     assert "within the limits" in said
     content = json.loads(output.read_text())
     assert content["reference"] == {"backend": "torch", "precision": "fp32", "device": content["reference"]["device"]}
@@ -185,7 +185,10 @@ def test_command_fails_beyond_a_limit(folder, clouds, capsys):
     ("arguments", "message"),
     [
         (["--cloud", "nowhere.npy"], "nowhere.npy"),
+        (["--cloud", "CLOUD", "--output", "nowhere/x.json"], "--output nowhere/x.json: there is no folder nowhere"),
         (["--cloud", "CLOUD", "--max-error", "-1"], "--max-error must not be negative"),
+        (["--cloud", "CLOUD", "--set", "postprocess.score=1"], "did you mean postprocess.score_threshold"),
+        (["--cloud", "EMPTY", "EMPTY"], "2.npy: no clouds with points in the model's range"),
         (["--cloud", "CLOUD", "--max-frames", "0"], "--max-frames must be at least 1, got 0"),
         (["--cloud", "simulated:none"], "--cloud simulated: expected a positive number"),
         (["--cloud", "CLOUD", "--backends", "torch,nope"], "no nope; expected onnxruntime, tensorrt, triton, torch, "),
@@ -193,7 +196,7 @@ def test_command_fails_beyond_a_limit(folder, clouds, capsys):
     ],
 )
 def test_command_refuses(folder, clouds, arguments, message, capsys):
-    arguments = [clouds[0] if text == "CLOUD" else text for text in arguments]
+    arguments = [{"CLOUD": clouds[0], "EMPTY": clouds[2]}.get(text, text) for text in arguments]
     assert cli.main(["verify", str(folder), "--columns", "x,y,z,intensity", *arguments]) == 1
     assert message in capsys.readouterr().err
 

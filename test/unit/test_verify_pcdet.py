@@ -165,6 +165,19 @@ def test_an_empty_cloud(theirs, faults, tmp_path, capsys):
     assert "no clouds with points in the model's range" in capsys.readouterr().err
 
 
+def test_an_unknown_option_of_the_detector(theirs, faults, capsys):
+    assert verify(theirs, "--set", "postprocess.score=1") == 1
+    assert "did you mean postprocess.score_threshold" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_noticed_first(theirs, faults, monkeypatch, capsys):
+    monkeypatch.setattr("dsvt_ros.tools.verify_pcdet.compare", lambda *_: pytest.fail("compared all the same"))
+    assert verify(theirs, "--output", "nowhere/x.json") == 1
+    said = capsys.readouterr().err
+    assert "--output nowhere/x.json: there is no folder nowhere" in said
+    assert said.count("\n") == 1
+
+
 def test_weights_are_those_of_the_folder_otherwise(theirs, capsys):
     model, weights, cloud = theirs
     assert cli.main(["verify", str(model), "--weights", str(weights), "--cloud", str(cloud)]) == 1
