@@ -96,16 +96,24 @@ class FusedFrames:
             ConfigError: The stages do not take them; the old ones stay.
         """
         box_finder = self.networks.box_finder(config.postprocess)
-        self._end_all()
+        self._end()
         self.box_finder, self._config = box_finder, config
         self._frames.clear()
         if self.device.type == "cuda":
             with on_device(self.device):
                 torch.cuda.empty_cache()
 
-    def _end_all(self) -> None:
+    def _end(self, until: Callable[[], FrameResult] | None = None) -> None:
+        """End frames under way, the oldest first: up to this one, or all.
+
+        No frame ends before an older one. Outputs on the host are used in turns, as many as frames may be under way:
+        once a younger one had ended, the next to begin would overwrite what nobody has read yet.
+        """
         while self._under_way:
-            self._under_way.popleft()()
+            finish = self._under_way.popleft()
+            finish()
+            if finish is until:
+                break
 
     @property
     def finds_ground(self) -> bool:
@@ -148,7 +156,8 @@ class FusedFrames:
             timed: Whether to time stages, which then run one by one.
 
         Returns:
-            Waits for the frame to end, and gives what it found.
+            Waits for the frame to end, and gives what it found. Frames that began before it end first; what
+            they found is kept until they are asked.
 
         Raises:
             ConfigError: The ground is to be found, and the options do not allow for it.
@@ -168,20 +177,19 @@ class FusedFrames:
                     self.pool = torch.cuda.graph_pool_handle()
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
             if len(self._under_way) == MAX_UNDER_WAY:
-                self._under_way.popleft()()  # what it has on the host is used again
+                self._end(self._under_way[0])  # what it has on the host is used again
             beside = bool(self._under_way)
             try:
                 finish = cache(frame.begin(clouds, poses, seeks_ground, timed=timed, beside=beside))
             except Exception:
-                self._end_all()  # whose memory on the host comes next is not known any more
+                self._end()  # whose memory on the host comes next is not known any more
                 raise
 
         self._under_way.append(finish)
 
         def end() -> FrameResult:
             if finish in self._under_way:
-                while (earlier := self._under_way.popleft()) is not finish:
-                    earlier()  # so that of those under way, the first one is always the oldest
+                self._end(finish)
             return finish()
 
         return end
