@@ -178,9 +178,9 @@ class FusedFrames:
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
             if len(self._under_way) == MAX_UNDER_WAY:
                 self._end(self._under_way[0])  # what it has on the host is used again
-            beside = bool(self._under_way)
+            overlaps = bool(self._under_way)
             try:
-                finish = cache(frame.begin(clouds, poses, seeks_ground, timed=timed, beside=beside))
+                finish = cache(frame.begin(clouds, poses, seeks_ground, timed=timed, overlaps=overlaps))
             except Exception:
                 self._end()  # whose memory on the host comes next is not known any more
                 raise
@@ -238,10 +238,10 @@ class _Frame:
         seeks_ground: Sequence[bool],
         *,
         timed: bool,
-        beside: bool,
+        overlaps: bool,
     ) -> Callable[[], FrameResult]:
-        """See `FusedFrames.begin`; `beside`: while another frame is under way."""
-        self._inputs.upload(clouds, poses, seeks_ground, beside=beside)
+        """See `FusedFrames.begin`; `overlaps`: while another frame is under way."""
+        self._inputs.upload(clouds, poses, seeks_ground, overlaps=overlaps)
         poses = [pose.copy() for pose in poses]
         graph = self._graph
         if graph is None:

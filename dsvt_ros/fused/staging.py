@@ -40,14 +40,14 @@ class Staging:
         return self._turn
 
     @contextmanager
-    def sending(self, *, beside: bool) -> Iterator[None]:
+    def sending(self, *, own_stream: bool) -> Iterator[None]:
         """Inside, `send`; what comes after on the current stream waits until everything is there.
 
         Args:
-            beside: Whether copies go through a stream of their own, so that they do not wait for what the device works
-                on. Where it does nothing, they are there sooner without.
+            own_stream: Whether copies go through a stream of their own, so that they do not wait for what the device
+                works on. Where it does nothing, they are there sooner without.
         """
-        if self._stream is None or not beside:
+        if self._stream is None or not own_stream:
             yield
             return
         try:

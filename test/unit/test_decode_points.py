@@ -26,7 +26,7 @@ def decoded(*messages, columns=XYZI, fill=None, decoder=None):
     for cloud in clouds:
         rows.append((cloud, row))
         row += len(cloud)
-    (decoder or CloudDecoder(DEVICE, len(columns)))(rows, points)
+    (decoder or CloudDecoder(DEVICE, len(columns)))(rows, points, own_stream=False)
     assert (points[count:] == -7).all()
     return points[:count].cpu().numpy()
 

@@ -216,9 +216,9 @@ def test_uploads_pass_frames_that_are_under_way(monkeypatch):
     """And only these: where the device does nothing, a cloud is there sooner on the frame's own way."""
     upload, seen = frame.FrameInputs.upload, []
 
-    def noted(self, *arguments, beside):
-        seen.append(beside)
-        upload(self, *arguments, beside=beside)
+    def noted(self, *arguments, overlaps):
+        seen.append(overlaps)
+        upload(self, *arguments, overlaps=overlaps)
 
     monkeypatch.setattr(frame.FrameInputs, "upload", noted)
     frames = frames_of()

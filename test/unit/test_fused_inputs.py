@@ -45,8 +45,8 @@ CLOUDS = [forms_of(count, seed) for seed, count in enumerate(COUNTS)]
 POSES = [np.arange(16.0).reshape(4, 4) + number for number in range(3)]
 
 
-def check(made, clouds, poses=POSES, seeks=(True, False, True), *, beside=False):
-    made.upload(clouds, poses, seeks, beside=beside)
+def check(made, clouds, poses=POSES, seeks=(True, False, True), *, overlaps=False):
+    made.upload(clouds, poses, seeks, overlaps=overlaps)
     expected = torch.cat([torch.as_tensor(forms["array"]) for forms in CLOUDS[: len(clouds)]])
     assert torch.equal(made.points[: len(expected)].cpu(), expected)
     assert made.ends.tolist() == np.cumsum(COUNTS[: len(clouds)]).tolist()
@@ -60,22 +60,22 @@ def test_every_form_beside_every_other():
     addresses = [tensor.data_ptr() for tensor in (made.points, made.poses, made.ends, made.seeks_ground)]
     for number, forms in enumerate(itertools.product(CLOUDS[0], repeat=3)):
         clouds = [cloud[form] for cloud, form in zip(CLOUDS, forms, strict=True)]
-        check(made, clouds, beside=number % 3 > 0)
+        check(made, clouds, overlaps=number % 3 > 0)
         made.points.fill_(7)
     assert addresses == [tensor.data_ptr() for tensor in (made.points, made.poses, made.ends, made.seeks_ground)]
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.parametrize("overlaps", [False, True], ids=["alone", "overlaps"])
 @pytest.mark.parametrize("form", CLOUDS[0])
-def test_one_cloud_that_the_host_reads(form, beside):
-    check(FrameInputs(17, 1, 4, DEVICE), [CLOUDS[0][form]], POSES[:1], [True], beside=beside)
+def test_one_cloud_that_the_host_reads(form, overlaps):
+    check(FrameInputs(17, 1, 4, DEVICE), [CLOUDS[0][form]], POSES[:1], [True], overlaps=overlaps)
 
 
 def test_uploads_use_memory_in_turns():
     """Two may be under way."""
     made = FrameInputs(ROOM, 1, 4, DEVICE)
     for number in range(4):
-        made.upload([np.full((3, 4), number, np.float32)], POSES[:1], [False], beside=True)
+        made.upload([np.full((3, 4), number, np.float32)], POSES[:1], [False], overlaps=True)
         for memory in (made._staging.hosts, made._staging.devices):
             last = [made._parts(values)[0][2, 3].item() for values in memory]
             assert last[1 - number % 2] == number
@@ -93,7 +93,7 @@ def test_clouds_travel_while_the_device_works(form):
     made.points.fill_(7)
     torch.cuda._sleep(10**9)
     seen = made.points.clone()
-    made.upload([CLOUDS[0][form]], POSES[:1], [True], beside=True)
+    made.upload([CLOUDS[0][form]], POSES[:1], [True], overlaps=True)
     (decoder if form == "raw" else made)._staging._stream.synchronize()
     assert not torch.cuda.current_stream().query(), "the upload has waited"
     assert (seen == 7).all()
