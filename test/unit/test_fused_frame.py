@@ -328,6 +328,18 @@ def test_options_change_between_clouds():
         detector.configure({"postprocess.max_candidates": 10})
 
 
+def test_options_that_stages_do_not_take():
+    """Those before stay, with all that was captured."""
+    frames, points = frames_of(), points_of(50)
+    expected = frames([points], [np.eye(4)]).rows.tobytes()
+    made = dict(frames._frames)
+    end = frames.begin([points], [np.eye(4)])
+    with pytest.raises(ConfigError, match="at most 1024 candidates"):
+        frames.configure(config_of(**{"postprocess.max_candidates": 2000}))
+    assert frames._frames == made
+    assert end().rows.tobytes() == frames([points], [np.eye(4)]).rows.tobytes() == expected
+
+
 def test_the_ground_is_found():
     points = points_of(60)
     points[:, 2] = np.where(np.arange(60) % 3, -1.2, points[:, 2])

@@ -1,9 +1,11 @@
 """Whole frames in plain torch against the detector that runs stage by stage, and the choice between them."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,6 +135,21 @@ def test_a_frame_that_fails_to_begin():
     assert not frames._under_way
     assert frames([points], [np.eye(4)]).rows.tobytes() == expected
     assert before().rows.tobytes() == expected
+
+
+def test_a_first_frame_that_fails(monkeypatch):
+    """On a GPU one runs at once, so that whoever opened the networks can choose others."""
+
+    def fail(*_args, **_options):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(frame.FusedFrames, "begin", fail)
+    monkeypatch.setattr(frame, "on_device", lambda _: contextlib.nullcontext())
+    networks = mock.Mock(device=torch.device("cuda"), otherwise="use others")
+    networks.name = "made-up"
+    message = "a whole frame of backend made-up fails here; use others: no such instruction"
+    with pytest.raises(EngineError, match=message):
+        frame.FusedFrames(networks, network_of("tiny").config, config_of())
 
 
 def test_memory_is_free_at_once():
