@@ -11,6 +11,7 @@ from test_pointcloud2 import XYZI, velodyne_cloud
 from dsvt_ros.fused import decode, inputs
 from dsvt_ros.fused.decode import CloudDecoder
 from dsvt_ros.fused.inputs import FrameInputs
+from dsvt_ros.fused.staging import Staging
 from dsvt_ros.io.pointcloud2 import raw_from_msg
 
 _interpreter = interpreted("decode_points")
@@ -82,19 +83,57 @@ def test_uploads_use_memory_in_turns():
             assert last[number % 2] == max(number - 1, 0)
 
 
+@needs_triton
+@pytest.mark.parametrize(("form", "own_streams"), [("array", [True]), ("raw", [False, True])])
+def test_what_has_a_stream_of_its_own(form, own_streams, monkeypatch):
+    """Clouds on the host while another frame is under way; poses alone are not worth it."""
+    sending, seen = Staging.sending, []
+
+    def noted(self, *, own_stream):
+        seen.append(own_stream)
+        return sending(self, own_stream=own_stream)
+
+    monkeypatch.setattr(Staging, "sending", noted)
+    made = FrameInputs(17, 1, 4, DEVICE, CloudDecoder(DEVICE, 4))
+    check(made, [CLOUDS[0][form]], POSES[:1], [True], overlaps=True)
+    assert seen == own_streams
+    seen.clear()
+    check(made, [CLOUDS[0][form]], POSES[:1], [True])
+    assert not any(seen)
+
+
+def ready_to_overlap(form):
+    """Inputs through which clouds have gone, and what those of this form go through to the device."""
+    decoder = CloudDecoder(DEVICE, 4)
+    made = FrameInputs(17, 1, 4, DEVICE, decoder)
+    check(made, [CLOUDS[0][form]], POSES[:1], [True])  # compiles
+    made.points.fill_(7)
+    torch.cuda.synchronize()
+    return made, (decoder if form == "raw" else made)._staging
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
 @pytest.mark.parametrize("form", ["array", "raw"])
 def test_clouds_travel_while_the_device_works(form):
     """But reach what a frame reads only after that."""
-    decoder = CloudDecoder(DEVICE, 4)
-    made = FrameInputs(17, 1, 4, DEVICE, decoder)
-    check(made, [CLOUDS[0][form]], POSES[:1], [True])  # compiles
-    made.points.fill_(7)
+    made, staging = ready_to_overlap(form)
     torch.cuda._sleep(10**9)
     seen = made.points.clone()
     made.upload([CLOUDS[0][form]], POSES[:1], [True], overlaps=True)
-    (decoder if form == "raw" else made)._staging._stream.synchronize()
+    with torch.cuda.stream(staging._stream):
+        arrived = staging.devices[staging._turn][: staging.sent].cpu()
     assert not torch.cuda.current_stream().query(), "the upload has waited"
+    assert torch.equal(arrived, staging.hosts[staging._turn][: staging.sent])
     assert (seen == 7).all()
     assert torch.equal(made.points.cpu(), torch.as_tensor(CLOUDS[0]["array"]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("form", ["array", "raw"])
+def test_frames_wait_for_clouds_that_travel(form):
+    made, staging = ready_to_overlap(form)
+    with torch.cuda.stream(staging._stream):
+        torch.cuda._sleep(10**9)
+    check(made, [CLOUDS[0][form]], POSES[:1], [True], overlaps=True)
