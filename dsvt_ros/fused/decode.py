@@ -40,7 +40,7 @@ class CloudDecoder:
         self._header = _aligned(4 * self._num_words)
         self._staging = Staging(self._header, torch.uint8, device)
 
-    def __call__(self, clouds: Sequence[tuple[RawCloud, int]], points: Tensor, *, beside: bool = False) -> None:
+    def __call__(self, clouds: Sequence[tuple[RawCloud, int]], points: Tensor, *, own_stream: bool) -> None:
         """Begin to bring clouds to the device and to read them there.
 
         The points are bit by bit those of `RawCloud.points`, but for a NaN that was a double. When this returns,
@@ -49,7 +49,7 @@ class CloudDecoder:
         Args:
             clouds: Each with its first row in `points`.
             points: (N, C) float32 on the device, contiguous.
-            beside: See `Staging.sending`.
+            own_stream: See `Staging.sending`.
         """
         from dsvt_ros.kernels import decode_points as kernels
 
@@ -59,7 +59,7 @@ class CloudDecoder:
         if size > len(self._staging.hosts[0]):
             self._staging = Staging(power_of_two(size), torch.uint8, self._device)
         turn = self._staging.turn()
-        with self._staging.sending(beside=beside):
+        with self._staging.sending(own_stream=own_stream):
             for (cloud, first_row), begin in zip(clouds, begins, strict=True):
                 self._send(turn, cloud, first_row, begin)
         for (cloud, _), begin in zip(clouds, begins, strict=True):

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,13 @@ from dsvt_ros.config import DetectorConfig, ModelConfig
 from dsvt_ros.cuda_graph import FrameGraph, RunStage, run_stage
 from dsvt_ros.errors import ConfigError, EngineError
 from dsvt_ros.fused.inputs import FrameInputs, InputCloud
+from dsvt_ros.fused.staging import TURNS
 from dsvt_ros.fused.structures import FusedVoxels
 from dsvt_ros.padded.structures import SortedVoxels
 
 MIN_POINTS = 16_384
 """Room for points is this or a power of two times it, so that clouds of all sizes need few graphs."""
 COUNTS = 3
-MAX_UNDER_WAY = 2
-"""Frames; there is memory on the host for so many."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,24 @@ class FusedFrames:
             ConfigError: The stages do not take them; the old ones stay.
         """
         box_finder = self.networks.box_finder(config.postprocess)
-        self._end_all()
+        self._end()
         self.box_finder, self._config = box_finder, config
         self._frames.clear()
         if self.device.type == "cuda":
             with on_device(self.device):
                 torch.cuda.empty_cache()
 
-    def _end_all(self) -> None:
+    def _end(self, until: Callable[[], FrameResult] | None = None) -> None:
+        """End frames under way, the oldest first: up to this one, or all.
+
+        No frame ends before an older one. Outputs on the host are used in turns, as many as frames may be under way:
+        once a younger one had ended, the next to begin would overwrite what nobody has read yet.
+        """
         while self._under_way:
-            self._under_way.popleft()()
+            finish = self._under_way.popleft()
+            finish()
+            if finish is until:
+                break
 
     @property
     def finds_ground(self) -> bool:
@@ -137,8 +145,8 @@ class FusedFrames:
     ) -> Callable[[], FrameResult]:
         """Begin a frame, on the current stream.
 
-        When this returns, nothing needs clouds in host memory any more, and the next frame may begin. Two may be under
-        way; a third one waits for the first.
+        When this returns, nothing needs clouds in host memory any more, and the next frame may begin. `TURNS` may be
+        under way; one more waits for the first of them.
 
         Args:
             clouds: Of each of B clouds the (N, C) float32 points, columns as `model.features`, in the sensor's frame.
@@ -148,7 +156,8 @@ class FusedFrames:
             timed: Whether to time stages, which then run one by one.
 
         Returns:
-            Waits for the frame to end, and gives what it found.
+            Waits for the frame to end, and gives what it found. Frames that began before it end first; what
+            they found is kept until they are asked.
 
         Raises:
             ConfigError: The ground is to be found, and the options do not allow for it.
@@ -167,21 +176,20 @@ class FusedFrames:
                     # Into a pool whose graphs are all gone, none can be captured any more.
                     self.pool = torch.cuda.graph_pool_handle()
                 frame = self._frames[room, len(clouds)] = _Frame(self, room, len(clouds))
-            if len(self._under_way) == MAX_UNDER_WAY:
-                self._under_way.popleft()()  # what it has on the host is used again
-            beside = bool(self._under_way)
+            if len(self._under_way) == TURNS:
+                self._end(self._under_way[0])  # whose memory this one takes
+            overlaps = bool(self._under_way)
             try:
-                finish = cache(frame.begin(clouds, poses, seeks_ground, timed=timed, beside=beside))
+                finish = cache(frame.begin(clouds, poses, seeks_ground, timed=timed, overlaps=overlaps))
             except Exception:
-                self._end_all()  # whose memory on the host comes next is not known any more
+                self._end()  # whose memory comes next is not known any more
                 raise
 
         self._under_way.append(finish)
 
         def end() -> FrameResult:
             if finish in self._under_way:
-                while (earlier := self._under_way.popleft()) is not finish:
-                    earlier()  # so that of those under way, the first one is always the oldest
+                self._end(finish)
             return finish()
 
         return end
@@ -221,7 +229,8 @@ class _Frame:
         self._graph: FrameGraph | None = None
         if frames.pool is not None:
             self._graph = FrameGraph(self._detect, frames.pool)
-            self._outputs = [torch.empty(self._graph.output.shape, pin_memory=True) for _ in range(MAX_UNDER_WAY)]
+            shape = self._graph.output.shape
+            self._outputs = cycle([torch.empty(shape, pin_memory=True) for _ in range(TURNS)])
 
     def begin(
         self,
@@ -230,10 +239,10 @@ class _Frame:
         seeks_ground: Sequence[bool],
         *,
         timed: bool,
-        beside: bool,
+        overlaps: bool,
     ) -> Callable[[], FrameResult]:
-        """See `FusedFrames.begin`; `beside`: while another frame is under way."""
-        self._inputs.upload(clouds, poses, seeks_ground, beside=beside)
+        """See `FusedFrames.begin`; `overlaps`: while another frame is under way."""
+        self._inputs.upload(clouds, poses, seeks_ground, overlaps=overlaps)
         poses = [pose.copy() for pose in poses]
         graph = self._graph
         if graph is None:
@@ -244,8 +253,7 @@ class _Frame:
             stage_ms = graph.replay_stages()
         else:
             graph.replay()
-        self._outputs.reverse()
-        output = self._outputs[0].copy_(graph.output, non_blocking=True)
+        output = next(self._outputs).copy_(graph.output, non_blocking=True)
         ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ended.record()
 

@@ -60,7 +60,7 @@ class FrameInputs:
         poses: Sequence[NDArray[np.float64]],
         seeks_ground: Sequence[bool],
         *,
-        beside: bool = False,
+        overlaps: bool,
     ) -> None:
         """Begin to bring clouds to the device.
 
@@ -71,7 +71,7 @@ class FrameInputs:
             clouds: Of each cloud the (N, C) points, on the host or on the device, or its bytes.
             poses: (4, 4) model's frame from sensor's of each cloud.
             seeks_ground: Of each cloud, whether its pose gets its height from the ground.
-            beside: Whether the device still works on the frame before, see `Staging.sending`.
+            overlaps: Whether the device still works on the frame before; copies then do not wait for that.
         """
         turn = self._staging.turn()
         host = self._hosts[turn]
@@ -90,19 +90,19 @@ class FrameInputs:
                 continue
             values = torch.as_tensor(cloud.points() if isinstance(cloud, RawCloud) else cloud)
             (here if values.device.type == "cpu" else there).append((values, begin))
-        aside = beside and bool(here)  # poses alone are not worth it
-        target = self._staging.devices[turn] if aside else self._values
-        with self._staging.sending(beside=aside):
+        own_stream = overlaps and bool(here)  # poses alone are not worth it
+        target = self._staging.devices[turn] if own_stream else self._values
+        with self._staging.sending(own_stream=own_stream):
             for values, begin in here:
                 self._send_points(host.points, values, begin, target)
             self._staging.send(self.clouds * HEADER, target)
-        if aside:
+        if own_stream:
             sent = self._staging.sent
             self._values[:sent].copy_(target[:sent])
         for values, begin in there:
             self.points[begin : begin + len(values)].copy_(values)
         if self._decoder is not None and raw:
-            self._decoder(raw, self.points, beside=beside)
+            self._decoder(raw, self.points, own_stream=overlaps)
 
     def _send_points(self, host: Tensor, values: Tensor, begin: int, target: Tensor) -> None:
         rows = PART_BYTES // (4 * self._columns)

@@ -10,24 +10,25 @@ from torch import Tensor
 
 PART_BYTES = 2 << 20
 """While so many bytes travel, the next ones are copied to where the device can fetch them."""
+TURNS = 2
+"""Frames that may be under way. Memory for inputs and outputs is there so many times and used in turns: that of the
+next frame can be filled while the present one's is still needed."""
 
 
 class Staging:
-    """Memory on the host and as much on the device, all of it twice.
-
-    They are used in turns, so that the next frame's can be filled while the device still needs the present one's.
+    """Memory on the host and as much on the device, both for each of `TURNS`.
 
     Attributes:
-        hosts: Two of (size,); pinned where the device is a GPU.
-        devices: Two of (size,).
-        sent: End of what was sent of the one whose turn it is.
+        hosts: Of each turn (size,); pinned where the device is a GPU.
+        devices: Of each turn (size,).
+        sent: End of what was sent in the present turn.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         """Take the memory, filled with zeros."""
         on_gpu = device.type == "cuda"
-        self.hosts = tuple(torch.zeros(size, dtype=dtype, pin_memory=on_gpu) for _ in range(2))
-        self.devices = tuple(torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+        self.hosts = tuple(torch.zeros(size, dtype=dtype, pin_memory=on_gpu) for _ in range(TURNS))
+        self.devices = tuple(torch.zeros(size, dtype=dtype, device=device) for _ in range(TURNS))
         self._turn = self.sent = 0
         self._stream: torch.cuda.Stream | None = None
         if on_gpu:
@@ -35,19 +36,19 @@ class Staging:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # for the zeros, and for who had the memory
 
     def turn(self) -> int:
-        """Begin anew in the other memory, with which the device must have done; gives its number."""
-        self._turn, self.sent = 1 - self._turn, 0
+        """Begin anew in the memory of the next turn, with which the device must have done; gives its number."""
+        self._turn, self.sent = (self._turn + 1) % TURNS, 0
         return self._turn
 
     @contextmanager
-    def sending(self, *, beside: bool) -> Iterator[None]:
+    def sending(self, *, own_stream: bool) -> Iterator[None]:
         """Inside, `send`; what comes after on the current stream waits until everything is there.
 
         Args:
-            beside: Whether copies go through a stream of their own, so that they do not wait for what the device works
-                on. Where it does nothing, they are there sooner without.
+            own_stream: Whether copies go through a stream of their own, so that they do not wait for what the device
+                works on. Where it does nothing, they are there sooner without.
         """
-        if self._stream is None or not beside:
+        if self._stream is None or not own_stream:
             yield
             return
         try:

@@ -26,7 +26,7 @@ def decoded(*messages, columns=XYZI, fill=None, decoder=None):
     for cloud in clouds:
         rows.append((cloud, row))
         row += len(cloud)
-    (decoder or CloudDecoder(DEVICE, len(columns)))(rows, points)
+    (decoder or CloudDecoder(DEVICE, len(columns)))(rows, points, own_stream=False)
     assert (points[count:] == -7).all()
     return points[:count].cpu().numpy()
 
@@ -96,6 +96,7 @@ def test_columns_that_are_missing_or_repeated():
     assert_same_bits(decoded(cloud, columns=columns, fill=fill), points_from_msg(cloud, columns, fill))
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_several_clouds_of_any_size(monkeypatch):
     """Also larger ones than before, in parts, and from memory that may not be written to."""
     monkeypatch.setattr(decode, "PART_BYTES", 1000)
@@ -110,3 +111,13 @@ def test_several_clouds_of_any_size(monkeypatch):
             found = decoded(*messages, decoder=decoder)
             expected = [points_from_msg(message, XYZI) for message in messages]
             assert_same_bits(found, np.concatenate([np.empty((0, 4), np.float32), *expected]))
+
+
+def test_slightly_larger_clouds_find_room():
+    """Memory that the device can fetch from takes long to get."""
+    decoder, used = CloudDecoder(DEVICE, 4), []
+    for count in (40, 60, 99, 1):
+        decoded(velodyne_cloud(count), decoder=decoder)
+        used.append(decoder._staging)
+    assert used[0] is used[1]
+    assert used[1] is not used[2] is used[3]

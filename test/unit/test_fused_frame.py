@@ -216,9 +216,9 @@ def test_uploads_pass_frames_that_are_under_way(monkeypatch):
     """And only these: where the device does nothing, a cloud is there sooner on the frame's own way."""
     upload, seen = frame.FrameInputs.upload, []
 
-    def noted(self, *arguments, beside):
-        seen.append(beside)
-        upload(self, *arguments, beside=beside)
+    def noted(self, *arguments, overlaps):
+        seen.append(overlaps)
+        upload(self, *arguments, overlaps=overlaps)
 
     monkeypatch.setattr(frame.FrameInputs, "upload", noted)
     frames = frames_of()
@@ -326,6 +326,18 @@ def test_options_change_between_clouds():
     assert (after.scores == before.scores[higher]).all()
     with pytest.raises(ConfigError, match="cannot change while"):
         detector.configure({"postprocess.max_candidates": 10})
+
+
+def test_options_that_stages_do_not_take():
+    """Those before stay, with all that was captured."""
+    frames, points = frames_of(), points_of(50)
+    expected = frames([points], [np.eye(4)]).rows.tobytes()
+    made = dict(frames._frames)
+    end = frames.begin([points], [np.eye(4)])
+    with pytest.raises(ConfigError, match="at most 1024 candidates"):
+        frames.configure(config_of(**{"postprocess.max_candidates": 2000}))
+    assert frames._frames == made
+    assert end().rows.tobytes() == frames([points], [np.eye(4)]).rows.tobytes() == expected
 
 
 def test_the_ground_is_found():

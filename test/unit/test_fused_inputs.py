@@ -11,6 +11,7 @@ from test_pointcloud2 import XYZI, velodyne_cloud
 from dsvt_ros.fused import decode, inputs
 from dsvt_ros.fused.decode import CloudDecoder
 from dsvt_ros.fused.inputs import FrameInputs
+from dsvt_ros.fused.staging import Staging
 from dsvt_ros.io.pointcloud2 import raw_from_msg
 
 _interpreter = interpreted("decode_points")
@@ -45,8 +46,8 @@ CLOUDS = [forms_of(count, seed) for seed, count in enumerate(COUNTS)]
 POSES = [np.arange(16.0).reshape(4, 4) + number for number in range(3)]
 
 
-def check(made, clouds, poses=POSES, seeks=(True, False, True), *, beside=False):
-    made.upload(clouds, poses, seeks, beside=beside)
+def check(made, clouds, poses=POSES, seeks=(True, False, True), *, overlaps=False):
+    made.upload(clouds, poses, seeks, overlaps=overlaps)
     expected = torch.cat([torch.as_tensor(forms["array"]) for forms in CLOUDS[: len(clouds)]])
     assert torch.equal(made.points[: len(expected)].cpu(), expected)
     assert made.ends.tolist() == np.cumsum(COUNTS[: len(clouds)]).tolist()
@@ -60,26 +61,55 @@ def test_every_form_beside_every_other():
     addresses = [tensor.data_ptr() for tensor in (made.points, made.poses, made.ends, made.seeks_ground)]
     for number, forms in enumerate(itertools.product(CLOUDS[0], repeat=3)):
         clouds = [cloud[form] for cloud, form in zip(CLOUDS, forms, strict=True)]
-        check(made, clouds, beside=number % 3 > 0)
+        check(made, clouds, overlaps=number % 3 > 0)
         made.points.fill_(7)
     assert addresses == [tensor.data_ptr() for tensor in (made.points, made.poses, made.ends, made.seeks_ground)]
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.parametrize("overlaps", [False, True], ids=["alone", "overlaps"])
 @pytest.mark.parametrize("form", CLOUDS[0])
-def test_one_cloud_that_the_host_reads(form, beside):
-    check(FrameInputs(17, 1, 4, DEVICE), [CLOUDS[0][form]], POSES[:1], [True], beside=beside)
+def test_one_cloud_that_the_host_reads(form, overlaps):
+    check(FrameInputs(17, 1, 4, DEVICE), [CLOUDS[0][form]], POSES[:1], [True], overlaps=overlaps)
 
 
 def test_uploads_use_memory_in_turns():
     """Two may be under way."""
     made = FrameInputs(ROOM, 1, 4, DEVICE)
     for number in range(4):
-        made.upload([np.full((3, 4), number, np.float32)], POSES[:1], [False], beside=True)
+        made.upload([np.full((3, 4), number, np.float32)], POSES[:1], [False], overlaps=True)
         for memory in (made._staging.hosts, made._staging.devices):
             last = [made._parts(values)[0][2, 3].item() for values in memory]
             assert last[1 - number % 2] == number
             assert last[number % 2] == max(number - 1, 0)
+
+
+@needs_triton
+@pytest.mark.parametrize(("form", "own_streams"), [("array", [True]), ("raw", [False, True])])
+def test_what_has_a_stream_of_its_own(form, own_streams, monkeypatch):
+    """Clouds on the host while another frame is under way; poses alone are not worth it."""
+    sending, seen = Staging.sending, []
+
+    def noted(self, *, own_stream):
+        seen.append(own_stream)
+        return sending(self, own_stream=own_stream)
+
+    monkeypatch.setattr(Staging, "sending", noted)
+    made = FrameInputs(17, 1, 4, DEVICE, CloudDecoder(DEVICE, 4))
+    check(made, [CLOUDS[0][form]], POSES[:1], [True], overlaps=True)
+    assert seen == own_streams
+    seen.clear()
+    check(made, [CLOUDS[0][form]], POSES[:1], [True])
+    assert not any(seen)
+
+
+def ready_to_overlap(form):
+    """Inputs through which clouds have gone, and what those of this form go through to the device."""
+    decoder = CloudDecoder(DEVICE, 4)
+    made = FrameInputs(17, 1, 4, DEVICE, decoder)
+    check(made, [CLOUDS[0][form]], POSES[:1], [True])  # compiles
+    made.points.fill_(7)
+    torch.cuda.synchronize()
+    return made, (decoder if form == "raw" else made)._staging
 
 
 @pytest.mark.gpu
@@ -87,14 +117,23 @@ def test_uploads_use_memory_in_turns():
 @pytest.mark.parametrize("form", ["array", "raw"])
 def test_clouds_travel_while_the_device_works(form):
     """But reach what a frame reads only after that."""
-    decoder = CloudDecoder(DEVICE, 4)
-    made = FrameInputs(17, 1, 4, DEVICE, decoder)
-    check(made, [CLOUDS[0][form]], POSES[:1], [True])  # compiles
-    made.points.fill_(7)
+    made, staging = ready_to_overlap(form)
     torch.cuda._sleep(10**9)
     seen = made.points.clone()
-    made.upload([CLOUDS[0][form]], POSES[:1], [True], beside=True)
-    (decoder if form == "raw" else made)._staging._stream.synchronize()
+    made.upload([CLOUDS[0][form]], POSES[:1], [True], overlaps=True)
+    with torch.cuda.stream(staging._stream):
+        arrived = staging.devices[staging._turn][: staging.sent].cpu()
     assert not torch.cuda.current_stream().query(), "the upload has waited"
+    assert torch.equal(arrived, staging.hosts[staging._turn][: staging.sent])
     assert (seen == 7).all()
     assert torch.equal(made.points.cpu(), torch.as_tensor(CLOUDS[0]["array"]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("form", ["array", "raw"])
+def test_frames_wait_for_clouds_that_travel(form):
+    made, staging = ready_to_overlap(form)
+    with torch.cuda.stream(staging._stream):
+        torch.cuda._sleep(10**9)
+    check(made, [CLOUDS[0][form]], POSES[:1], [True], overlaps=True)

@@ -1,9 +1,11 @@
 """Whole frames in plain torch against the detector that runs stage by stage, and the choice between them."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -95,6 +97,34 @@ def test_repeated_runs_give_the_same_bytes(name):
     assert list(frames._frames) == [(64, 1), (128, 1)]
 
 
+def test_frames_end_in_the_order_in_which_they_began(monkeypatch):
+    """Each once, and before the next one takes the memory on the host that it is read from."""
+    frames, result, ended = frames_of("tiny"), frame._Frame._result, []
+    clouds = [points_of("tiny", count) for count in (20, 30, 40, 50, 60)]
+    expected = [frames([cloud], [np.eye(4)]).rows.tobytes() for cloud in clouds]
+
+    def noted(*arguments):
+        found = result(*arguments)
+        ended.append(found.num_points)
+        return found
+
+    monkeypatch.setattr(frame._Frame, "_result", noted)
+    ends = [frames.begin([cloud], [np.eye(4)]) for cloud in clouds[:2]]
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()  # both outputs are written
+    assert ended == []
+    assert ends[1]().rows.tobytes() == expected[1]
+    assert ended == [20, 30]
+    ends += [frames.begin([cloud], [np.eye(4)]) for cloud in clouds[2:4]]
+    assert ended == [20, 30], "two may be under way"
+    ends.append(frames.begin([clouds[4]], [np.eye(4)]))
+    assert ended == [20, 30, 40]
+    frames.configure(config_of())
+    assert ended == [20, 30, 40, 50, 60]
+    assert [end().rows.tobytes() for end in ends] == expected
+    assert ended == [20, 30, 40, 50, 60]
+
+
 def test_a_frame_that_fails_to_begin():
     """Those before it end at once: the next one may take memory on the host that they are read from."""
     frames, points = frames_of("tiny"), points_of("tiny", 50)
@@ -105,6 +135,21 @@ def test_a_frame_that_fails_to_begin():
     assert not frames._under_way
     assert frames([points], [np.eye(4)]).rows.tobytes() == expected
     assert before().rows.tobytes() == expected
+
+
+def test_a_first_frame_that_fails(monkeypatch):
+    """On a GPU one runs at once, so that whoever opened the networks can choose others."""
+
+    def fail(*_args, **_options):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(frame.FusedFrames, "begin", fail)
+    monkeypatch.setattr(frame, "on_device", lambda _: contextlib.nullcontext())
+    networks = mock.Mock(device=torch.device("cuda"), otherwise="use others")
+    networks.name = "made-up"
+    message = "a whole frame of backend made-up fails here; use others: no such instruction"
+    with pytest.raises(EngineError, match=message):
+        frame.FusedFrames(networks, network_of("tiny").config, config_of())
 
 
 def test_memory_is_free_at_once():
