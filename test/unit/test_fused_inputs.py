@@ -11,6 +11,7 @@ from test_pointcloud2 import XYZI, velodyne_cloud
 from dsvt_ros.fused import decode, inputs
 from dsvt_ros.fused.decode import CloudDecoder
 from dsvt_ros.fused.inputs import FrameInputs
+from dsvt_ros.fused.staging import Staging
 from dsvt_ros.io.pointcloud2 import raw_from_msg
 
 _interpreter = interpreted("decode_points")
@@ -80,6 +81,25 @@ def test_uploads_use_memory_in_turns():
             last = [made._parts(values)[0][2, 3].item() for values in memory]
             assert last[1 - number % 2] == number
             assert last[number % 2] == max(number - 1, 0)
+
+
+@needs_triton
+def test_what_goes_beside_the_work_of_the_device(monkeypatch):
+    """Points on the host and bytes; poses alone are not worth it."""
+    sending, seen = Staging.sending, []
+
+    def noted(self, *, beside):
+        seen.append(beside)
+        return sending(self, beside=beside)
+
+    monkeypatch.setattr(Staging, "sending", noted)
+    made = FrameInputs(17, 1, 4, DEVICE, CloudDecoder(DEVICE, 4))
+    for form, beside, expected in (
+        ("array", True, [True]), ("array", False, [False]), ("raw", True, [False, True]), ("raw", False, [False] * 2),
+    ):  # fmt: skip
+        seen.clear()
+        check(made, [CLOUDS[0][form]], POSES[:1], [True], beside=beside)
+        assert seen == expected
 
 
 @pytest.mark.gpu
