@@ -14,6 +14,7 @@ from small_frames import (
     assert_drops_the_farthest,
     assert_same_frame,
     assert_sees_nothing,
+    boxes_of,
     network_with_spread_scores,
     options_of,
     points_in,
@@ -84,6 +85,14 @@ def test_nothing_to_see(name):
 
 
 @CONFIGS
+def test_a_single_voxel(name):
+    """Is enough to see something, however little rounding leaves to be compared."""
+    (found,), result = boxes_of(frames_of(name), [points_of(name, 1)])
+    assert len(found) > 0
+    assert (result.num_points, result.num_voxels) == (1, 1)
+
+
+@CONFIGS
 def test_repeated_runs_give_the_same_bytes(name):
     """Whatever came in between, and from the graph as from one stage after the other."""
     frames, points = frames_of(name), points_of(name, 50)
@@ -93,6 +102,24 @@ def test_repeated_runs_give_the_same_bytes(name):
     for timed in (False, True, False):
         assert frames([points], [np.eye(4)], timed=timed).rows.tobytes() == first
     assert list(frames._frames) == [(64, 1), (128, 1)]
+
+
+def test_frames_end_in_the_order_in_which_they_began(monkeypatch):
+    """Whichever is asked for first: memory on the host that one is read from is that of the next but one, too."""
+    frames, clouds = frames_of("tiny"), [points_of("tiny", 50, seed) for seed in range(3)]
+    expected = [frames([cloud], [np.eye(4)]).rows.tobytes() for cloud in clouds]
+    result, read = frame._Frame._result, []
+
+    def noted(*arguments):
+        read.append(result(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(frame._Frame, "_result", noted)
+    ends = [frames.begin([cloud], [np.eye(4)]) for cloud in clouds[:2]]
+    ends[1]()
+    assert [found.rows.tobytes() for found in read] == expected[:2]
+    ends.append(frames.begin([clouds[2]], [np.eye(4)]))
+    assert [end().rows.tobytes() for end in ends] == expected
 
 
 def test_a_frame_that_fails_to_begin():
