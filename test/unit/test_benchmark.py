@@ -1,7 +1,9 @@
 """``dsvt benchmark``: its options and its picture; test_tools.py has the plain command."""
 
+import gc
 import json
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from tiny import tiny_points, write_tiny_model
 
 from dsvt_ros.errors import DataError
-from dsvt_ros.tools import cli
+from dsvt_ros.tools import benchmark, cli
 from dsvt_ros.tools.benchmark_picture import check_picture, draw_stages
 
 
@@ -50,6 +52,48 @@ def test_versions_are_those_of_what_ran(monkeypatch, tmp_path):
     command += ["--device", "cpu", "--runs", 1, "--backends", "auto,reference", "--output", output]
     assert cli.main([str(word) for word in command]) == 0
     assert json.loads(output.read_text())["versions"] == ["torch", "reference"]
+
+
+def test_a_detector_is_gone_before_the_next_one_is_loaded(monkeypatch, tmp_path):
+    """Or its memory would count as that of the next one; the garbage collector comes when it likes."""
+    load, loaded, alive = benchmark._load, [], []
+
+    def noted(*arguments):
+        alive.append(sum(earlier() is not None for earlier in loaded))
+        detector = load(*arguments)
+        loaded.append(weakref.ref(detector))
+        return detector
+
+    monkeypatch.setattr(benchmark, "_load", noted)
+    folder = write_tiny_model(tmp_path / "tiny")
+    np.save(tmp_path / "cloud.npy", tiny_points())
+    command = ["benchmark", "--model", folder, "--cloud", tmp_path / "cloud.npy", "--device", "cpu", "--runs", 1]
+    command += ["--backends", "torch,reference"]
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        assert cli.main([str(word) for word in command]) == 0
+    finally:
+        if collects:
+            gc.enable()
+    assert alive == [0, 0]
+
+
+def test_clouds_that_are_timed(monkeypatch, tmp_path):
+    """So many of those that there are, made for the options of the detector."""
+    axes = []
+
+    def given(_sources, _columns, _model, preprocess):
+        axes.append(preprocess.cloud_axes)
+        return (tiny_points(seed=seed) for seed in range(2 * benchmark.MAX_CLOUDS))
+
+    monkeypatch.setattr(benchmark, "given_clouds", given)
+    output = tmp_path / "result.json"
+    command = ["benchmark", "--model", write_tiny_model(tmp_path / "tiny"), "--cloud", "drive.mcap"]
+    command += ["--device", "cpu", "--runs", 1, "--set", "preprocess.cloud_axes=x_right", "--output", output]
+    assert cli.main([str(word) for word in command]) == 0
+    assert json.loads(output.read_text())["cloud"]["num_clouds"] == benchmark.MAX_CLOUDS
+    assert axes == ["x_right"]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +159,19 @@ def test_picture(num_backends, tmp_path):
     orange = np.abs(picture - np.array([0xE8, 0x74, 0x3B]) / 255).max(-1) < 0.02
     starts = np.diff(orange.sum(1).clip(300, 301)) > 0  # rows where a bar begins; the legend's patch is narrower
     assert starts.sum() == num_backends
+
+
+def test_picture_names_backends_and_who_chose_them(monkeypatch, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text stays text
+    content = example(3)
+    content["results"][0]["asked_for"] = "auto"
+    content["results"][1]["asked_for"] = "backend 1"
+    content["results"][2] |= {"backend": "reference-fp16", "precision": "fp16"}
+    draw_stages(content, tmp_path / "stages.svg")
+    text = (tmp_path / "stages.svg").read_text()
+    for label in ("auto: backend 0, fp32", "backend 1, fp32", "reference-fp16"):
+        assert f">{label}<" in text
 
 
 def test_unwritable_picture_is_one_sentence(tmp_path):

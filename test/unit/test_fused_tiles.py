@@ -61,6 +61,7 @@ def test_lists_of_tiles(occupied, reach, monkeypatch):
     assert distances.unique().numel() > 1 or count < 40
     listed = list_tiles(x, voxel_at.flatten().to(DEVICE), first_radius=2, reach=reach).cpu()
     assert len(listed) == reach - 1
+    assert 4 * listed.stride(0) % 16 == 0, "kernels are compiled for lists that begin at multiples of 16 bytes"
     for radius, row in enumerate(listed, start=2):
         near, far = (distances <= radius).nonzero()[:, 0], (distances > radius).nonzero()[:, 0]
         assert row[0] == len(near)
@@ -70,4 +71,6 @@ def test_lists_of_tiles(occupied, reach, monkeypatch):
 def test_every_tile():
     x = BevRows(torch.empty(2 * 21 * 41, 1), 20, 40)
     assert tiles_of(x) == (3, 3, 2)
-    assert every_tile(tiles_of(x), 2, torch.device("cpu"))[:, :22].tolist() == [[18, 0, 0, 0, *range(18)]] * 2
+    listed = every_tile(tiles_of(x), 2, torch.device("cpu"))
+    assert listed[:, :22].tolist() == [[18, 0, 0, 0, *range(18)]] * 2
+    assert 4 * listed.stride(0) % 16 == 0

@@ -1,8 +1,10 @@
 """Clouds for commands that measure or compare: from files, simulated, and of other sizes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from tiny import tiny_points
+from tiny import tiny_config, tiny_points
 
 from dsvt_ros.config import PreprocessConfig
 from dsvt_ros.errors import ConfigError, DataError
@@ -96,6 +98,19 @@ def test_one_source_after_the_other(tmp_path):
     clouds = list(given_clouds(sources, ("x", "y", "z", "intensity"), model, PreprocessConfig()))
     np.testing.assert_array_equal(clouds[0][:, :4], points)
     assert [len(cloud) for cloud in clouds[1:]] == [3000] * NUM_SIMULATED
+    for number in (0, NUM_SIMULATED - 1):
+        expected = simulated_scan(3000, FIRST_SCENE + number, model).points
+        np.testing.assert_array_equal(clouds[1 + number][:, :4], expected)
+
+
+def test_columns_that_a_file_lacks_are_filled(tmp_path):
+    np.save(tmp_path / "cloud.npy", tiny_points()[:, :3])
+    model = tiny_config()
+    *xyz, intensity = model.features
+    model = dataclasses.replace(model, features=(*xyz, dataclasses.replace(intensity, fill=0.25)))
+    (cloud,) = given_clouds([str(tmp_path / "cloud.npy")], ("x", "y", "z"), model, PreprocessConfig())
+    np.testing.assert_array_equal(cloud[:, :3], tiny_points()[:, :3])
+    assert (cloud[:, 3] == 0.25).all()
 
 
 def test_simulated_axes_are_those_that_clouds_come_in():

@@ -16,6 +16,7 @@ from small_frames import (
     assert_drops_the_farthest,
     assert_same_frame,
     assert_sees_nothing,
+    boxes_of,
     network_with_spread_scores,
     options_of,
     points_in,
@@ -83,6 +84,14 @@ def test_nothing_to_see(name):
     frames = frames_of(name, **{"postprocess.score_threshold": 0.0})
     for cloud in (points_of(name, 0), points_of(name, 60) + np.float32([99, 0, 0, 0])):
         assert_sees_nothing(frames, cloud)
+
+
+@CONFIGS
+def test_a_single_voxel(name):
+    """Is enough to see something, however little rounding leaves to be compared."""
+    (found,), result = boxes_of(frames_of(name), [points_of(name, 1)])
+    assert len(found) > 0
+    assert (result.num_points, result.num_voxels) == (1, 1)
 
 
 @CONFIGS

@@ -34,6 +34,16 @@ def test_quickest_here(count, channels, adds):
     assert_right(sum_norm(DEVICE, channels), count, channels, adds)
 
 
+def test_rows_that_hardly_vary():
+    """What is added to their variance counts."""
+    torch.manual_seed(0)
+    x = (0.003 * torch.randn(9, 64, device=DEVICE)).half()
+    weight, bias = torch.ones(64, device=DEVICE).half(), torch.zeros(64, device=DEVICE).half()
+    expected = F.layer_norm(x.float(), (64,))
+    assert expected.std() < 0.8, "without it, this would be 1"
+    torch.testing.assert_close(sum_norm(DEVICE, 64)(x, weight, bias).float(), expected, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("adds", [False, True], ids=["one", "sum"])

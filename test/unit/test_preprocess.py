@@ -39,3 +39,13 @@ def test_boxes_return_to_the_sensor_frame():
     center = torch.as_tensor(back[:, :3])
     np.testing.assert_allclose(transform(center, torch.as_tensor(pose).float()), box[:, :3], atol=1e-5)
     assert back[0, 6] == pytest.approx(1.2 - 0.7, abs=2e-3)
+
+
+def test_velocities_return_to_the_sensor_frame():
+    """They turn as headings do, and do not move."""
+    pose = pose_matrix((0.5, -0.2, 1.73, 0.0, 0.0, 0.7))
+    speed, yaw = 5.0, 1.2
+    box = np.array([[10, 4, 0.8, 4, 2, 1.5, yaw, speed * math.cos(yaw), speed * math.sin(yaw)]], np.float32)
+    back = boxes_to_source(Boxes3D(box, np.ones(1, np.float32), np.zeros(1, np.int64), ("car",)), pose).boxes
+    assert back[0, 6] == pytest.approx(0.5, abs=1e-6)
+    assert back[0, 7:].tolist() == pytest.approx([speed * math.cos(0.5), speed * math.sin(0.5)], abs=1e-5)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from dsvt_ros.tools import cli
 
@@ -134,6 +135,8 @@ def test_evaluate_counts_objects(capsys, tmp_path):
     assert "2 scenes" in out
     content = json.loads(output.read_text())
     assert content["num_frames"] == 2
+    assert (content["backend"], content["precision"], content["hardware"]["device"]) == ("torch", "fp32", "cpu")
+    assert content["versions"]["torch"] == torch.__version__
     for name, count in content["num_objects"].items():
         for histogram in content["histograms"].values():
             assert sum(histogram["counts"][name]) == count

@@ -1,5 +1,6 @@
 """What counts as the same box, and what ``dsvt verify`` says and returns."""
 
+import argparse
 import json
 import math
 
@@ -9,11 +10,12 @@ import torch
 from tiny import tiny_config, tiny_points, write_tiny_model
 
 from dsvt_ros.comparison import BoxDifference, FoundBoxes, TensorDifference, boxes_from_maps
-from dsvt_ros.config import PostprocessConfig
+from dsvt_ros.config import PostprocessConfig, PreprocessConfig
 from dsvt_ros.export.folder import ExportOptions, export_folder
 from dsvt_ros.model.folder import open_model
 from dsvt_ros.structures import CenterMaps
-from dsvt_ros.tools import cli
+from dsvt_ros.tools import cli, verify
+from dsvt_ros.tools.verification import clouds_from
 
 
 def test_tensor_difference_over_two_clouds():
@@ -173,6 +175,27 @@ def test_the_published_arrangement_on_simulated_clouds(folder, tmp_path, capsys)
     assert result["tensors"]["features"]["magnitude"] > 0
     errors = [tensor["max_error"] for tensor in result["tensors"].values()]
     assert 0 < max(errors) < 1e-4, "norms of their own round otherwise"
+
+
+def test_the_published_arrangement_in_both_precisions(folder, clouds, tmp_path, monkeypatch):
+    """Only the check keeps autocast from CPUs."""
+    monkeypatch.setitem(verify.NAMED_ONLY, "reference-fp16", lambda device: None)
+    output = tmp_path / "result.json"
+    command = ["verify", str(folder), "--cloud", clouds[0], "--columns", "x,y,z,intensity", "--output", str(output)]
+    assert cli.main([*command, "--backends", "reference,reference-fp16"]) == 0
+    single, half = json.loads(output.read_text())["results"]
+    assert [(result["backend"], result["precision"]) for result in (single, half)] == [
+        ("reference", "fp32"), ("reference-fp16", "fp16"),
+    ]  # fmt: skip
+    assert half["tensors"]["features"]["max_error"] > 10 * single["tensors"]["features"]["max_error"]
+
+
+def test_simulated_clouds_have_the_axes_of_the_options():
+    options = argparse.Namespace(cloud=["simulated:500"], columns=None, max_frames=1)
+    (plain,), (turned,) = (
+        clouds_from(options, tiny_config(), PreprocessConfig(cloud_axes=axes)) for axes in ("model", "x_right")
+    )
+    np.testing.assert_allclose(turned[:, 0], -plain[:, 1], atol=1e-4)
 
 
 def test_command_fails_beyond_a_limit(folder, clouds, capsys):
