@@ -75,52 +75,6 @@ def convolve(
 
 
 @triton.jit
-def convolve_narrow(
-    x,  # descriptor of (rows, CIN), blocks [ROWS, CHUNK]
-    weights,  # descriptor of (9 * CIN, COLUMNS), blocks [CHUNK, COLUMNS]
-    bias,  # (COLUMNS,) float32
-    output,  # (rows, COLUMNS) float16
-    height,
-    width,
-    num_rows,
-    CIN: tl.constexpr,
-    ROWS: tl.constexpr,  # two of which are neighbours of those that are written
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """A 3 by 3 convolution of stride 1 with ReLU, to so few channels that reading its input takes longest.
-
-    The taps left, middle and right multiply the same rows, which are read once for all three; their sums then move by a
-    row.
-    """
-    first = tl.program_id(0) * (ROWS - 2) - 1
-    row_length = width + 1
-    chunks: tl.constexpr = CIN // CHUNK
-    left = tl.zeros((ROWS, COLUMNS), tl.float32)
-    middle = tl.zeros((ROWS, COLUMNS), tl.float32)
-    right = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(3 * chunks, num_stages=STAGES):
-        channel = step % chunks * CHUNK
-        a = x.load([first + (step // chunks - 1) * row_length, channel])
-        tap = step // chunks * (3 * CIN) + channel
-        left = tl.dot(a, weights.load([tap, 0]), left)
-        middle = tl.dot(a, weights.load([tap + CIN, 0]), middle)
-        right = tl.dot(a, weights.load([tap + 2 * CIN, 0]), right)
-    number = tl.arange(0, ROWS)
-    before = tl.maximum(number - 1, 0)[:, None] + tl.zeros((ROWS, COLUMNS), tl.int32)
-    after = tl.minimum(number + 1, ROWS - 1)[:, None] + tl.zeros((ROWS, COLUMNS), tl.int32)
-    sums = middle + tl.gather(left, before, 0) + tl.gather(right, after, 0)
-    column = tl.arange(0, COLUMNS)
-    sums = tl.maximum(sums + tl.load(bias + column)[None, :], 0.0)
-    row = first + number
-    inside = (row % row_length < width) & (row // row_length % (height + 1) < height)
-    sums = tl.where(inside[:, None], sums, 0.0)
-    written = (number > 0) & (number < ROWS - 1) & (row < num_rows)
-    tl.store(output + row[:, None] * COLUMNS + column[None, :], sums.to(tl.float16), mask=written[:, None])
-
-
-@triton.jit
 def convolve_strided(
     x,  # (rows in, CIN) float16
     weights,  # descriptor of (TAPS * TAPS * CIN, channels out), blocks [CHUNK, COLUMNS]
