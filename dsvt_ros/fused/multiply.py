@@ -9,7 +9,7 @@ from dsvt_ros.fused.launch import ROWS, blocks_of, descriptor
 
 def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
     """(V, K) times (K, N), float16, of which the first `num_rows` (1,) int32 rows are written."""
-    from dsvt_ros.kernels import convolution as kernels
+    from dsvt_ros.kernels import multiply as kernels
 
     count, channels = features.shape
     blocks = blocks_of(channels, matrix.shape[1], matrix.device)

@@ -238,29 +238,6 @@ def list_tiles(
 
 
 @triton.jit
-def multiply(
-    x,  # descriptor of (voxels, CIN), blocks [ROWS, CHUNK]
-    weights,  # descriptor of (CIN, channels out), blocks [CHUNK, COLUMNS]
-    output,  # descriptor of (voxels, channels out), blocks [ROWS, COLUMNS]
-    num_voxels,  # (1,) int32
-    CIN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """What each voxel adds to the cells around it, all taps side by side."""
-    first = tl.program_id(1) * ROWS
-    if first >= tl.load(num_voxels):
-        return
-    first_column = tl.program_id(0) * COLUMNS
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(CIN // CHUNK, num_stages=STAGES):
-        sums = tl.dot(x.load([first, step * CHUNK]), weights.load([step * CHUNK, first_column]), sums)
-    output.store([first, first_column], sums.to(tl.float16))
-
-
-@triton.jit
 def gather_taps(
     products,  # (voxels, PRODUCT_STRIDE) float16: tap after tap COLUMNS channels, from `multiply`
     voxel_at,  # (rows in,) int32: voxel in each cell, -1 for none
