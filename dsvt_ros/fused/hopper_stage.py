@@ -1,4 +1,4 @@
-"""A first stage of the BEV backbone that leaves out what is far from all voxels; see `kernels.hopper_convolution`."""
+"""A first stage of the BEV backbone that leaves out what is far from all voxels; see `kernels.hopper_stage`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsvt_ros.fused.launch import check_size, is_hopper
 from dsvt_ros.fused.structures import Grid
 from dsvt_ros.fused.tiles import every_tile, list_tiles, tiles_of
 
-HOPPER_CHANNELS = 128
+HOPPER_STAGE_CHANNELS = 128
 """Of maps that the kernel takes."""
 
 
@@ -27,7 +27,7 @@ class HopperStage:
 
     def __init__(self, blocks: list[Any]) -> None:
         """Take over weights of a `FirstBlock` and what follows it."""
-        from dsvt_ros.kernels import hopper_convolution as kernels
+        from dsvt_ros.kernels import hopper_stage as kernels
 
         self._first: FirstBlock = blocks[0]
         self._convolutions = [self._first.second]
@@ -38,14 +38,14 @@ class HopperStage:
         self._reach = 1 + len(self._convolutions)
         device = self._first.matrix.device
         self._programs = torch.cuda.get_device_properties(device).multi_processor_count
-        self._constants = self._weights[0].new_zeros(len(self._convolutions), HOPPER_CHANNELS)
+        self._constants = self._weights[0].new_zeros(len(self._convolutions), HOPPER_STAGE_CHANNELS)
         self._constants = self._find_constants(device)
 
     @staticmethod
     def take(blocks: list[Any]) -> bool:
         """Whether the kernel takes these blocks on their device."""
         first, *others = blocks
-        sizes = (first.stride, first.channels) == (1, HOPPER_CHANNELS)
+        sizes = (first.stride, first.channels) == (1, HOPPER_STAGE_CHANNELS)
         # Blocks without a shortcut keep channels and stride.
         return is_hopper(first.matrix.device) and sizes and all(block.shortcut is None for block in others)
 
@@ -85,7 +85,7 @@ class HopperStage:
     def _launch(
         self, number: int, x: BevRows, tiles: Tensor, beside: BevRows | None, products: tuple[Tensor, Tensor] | None
     ) -> BevRows:
-        from dsvt_ros.kernels import hopper_convolution as kernels
+        from dsvt_ros.kernels import hopper_stage as kernels
         from dsvt_ros.kernels.hopper_ring import MAX_REGISTERS, NUM_WARPS
 
         output = torch.empty_like(x.rows)
