@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from dsvt_ros.fused.convolution import BevRows
 from dsvt_ros.fused.first_block import FirstBlock
 from dsvt_ros.fused.launch import check_size, is_hopper
+from dsvt_ros.fused.residual_block import FusedBlock
 from dsvt_ros.fused.structures import Grid
 from dsvt_ros.fused.tiles import every_tile, list_tiles, tiles_of
 
@@ -25,26 +26,25 @@ class HopperStage:
     maps that are far from all voxels, too.
     """
 
-    def __init__(self, blocks: list[Any]) -> None:
-        """Take over weights of a `FirstBlock` and what follows it."""
+    def __init__(self, first: FirstBlock, others: Sequence[FusedBlock]) -> None:
+        """Take over the weights of all blocks of the stage."""
         from dsvt_ros.kernels import hopper_stage as kernels
 
-        self._first: FirstBlock = blocks[0]
-        self._convolutions = [self._first.second]
-        for block in blocks[1:]:
+        self._first = first
+        self._convolutions = [first.second]
+        for block in others:
             self._convolutions += [block.first, block.second]
         self._weights = [kernels.weight_rows(conv.matrix) for conv in self._convolutions]
         # The first convolution before these has brought voxels to their neighbours.
         self._reach = 1 + len(self._convolutions)
-        device = self._first.matrix.device
+        device = first.matrix.device
         self._programs = torch.cuda.get_device_properties(device).multi_processor_count
         self._constants = self._weights[0].new_zeros(len(self._convolutions), HOPPER_STAGE_CHANNELS)
         self._constants = self._find_constants(device)
 
     @staticmethod
-    def take(blocks: list[Any]) -> bool:
+    def take(first: FirstBlock, others: Sequence[FusedBlock]) -> bool:
         """Whether the kernel takes these blocks on their device."""
-        first, *others = blocks
         sizes = (first.stride, first.channels) == (1, HOPPER_STAGE_CHANNELS)
         # Blocks without a shortcut keep channels and stride.
         return is_hopper(first.matrix.device) and sizes and all(block.shortcut is None for block in others)

@@ -15,12 +15,13 @@ from torch import nn
 
 from dsvt_ros.config import Backbone2dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused import bev, launch
+from dsvt_ros.fused import launch
 from dsvt_ros.fused.bev import FusedBevBackbone
 from dsvt_ros.fused.convolution import BevRows
 from dsvt_ros.fused.first_block import FirstBlock
 from dsvt_ros.fused.hopper_stage import HopperStage
 from dsvt_ros.fused.launch import is_hopper
+from dsvt_ros.fused.residual_block import FusedBlock
 from dsvt_ros.fused.structures import Grid
 from dsvt_ros.fused.tiles import every_tile, tiles_of
 from dsvt_ros.model.bev_backbone import BevBackbone, ResidualBlock
@@ -48,7 +49,7 @@ def stage():
     head = nn.Module()
     head.dense_head = nn.Sequential(*blocks)
     first, second = folded_copy(randomize(head).dense_head).to(DEVICE)
-    return HopperStage([FirstBlock(first), bev._Block(second)])
+    return HopperStage(FirstBlock(first), [FusedBlock(second)])
 
 
 def voxels_in(occupied, seed=0):
@@ -215,7 +216,8 @@ def test_backbone(occupied):
     head.dense_head = BevBackbone(config, 64)
     reference = folded_copy(randomize(head).dense_head).to(DEVICE)
     backbone = FusedBevBackbone(copy.deepcopy(reference))
-    assert [type(block) for block in backbone._stages[0]] == [HopperStage]
+    assert isinstance(backbone._first, HopperStage)
+    assert not backbone._stages[0]
     features, grid = voxels_in(occupied)
     image = torch.zeros(*occupied.shape, 64, device=DEVICE)
     image[occupied.to(DEVICE)] = features[: int(occupied.sum())].float()
@@ -228,10 +230,10 @@ def test_other_stages_are_not_taken(stage):
     def first(channels, stride):
         return FirstBlock(ResidualBlock(64, channels, stride, downsample=True).to(DEVICE))
 
-    second = bev._Block(ResidualBlock(CHANNELS, CHANNELS, 1, downsample=False).to(DEVICE))
-    assert HopperStage.take([first(CHANNELS, 1), second])
-    assert not HopperStage.take([first(CHANNELS, 2), second])
-    assert not HopperStage.take([first(64, 1)])
+    second = FusedBlock(ResidualBlock(CHANNELS, CHANNELS, 1, downsample=False).to(DEVICE))
+    assert HopperStage.take(first(CHANNELS, 1), [second])
+    assert not HopperStage.take(first(CHANNELS, 2), [second])
+    assert not HopperStage.take(first(64, 1), [])
 
 
 def test_more_cells_than_the_kernels_can_number(stage, monkeypatch):
