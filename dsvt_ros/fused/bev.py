@@ -73,7 +73,7 @@ class FusedBevBackbone:
                 clouds = x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
                 rows = features.new_empty(clouds * (height + 1) * (width + 1), self._slices[-1].stop)
             # The next stage leaves much of a large GPU idle.
-            with beside(self._side, last=resample is self._resamplings[-1]):
+            with side_stream(self._side, last=resample is self._resamplings[-1]):
                 results.append(resample(x, output=rows[:, part]))
             stages.append(x)
         assert rows is not None
@@ -83,7 +83,7 @@ class FusedBevBackbone:
 
 
 @contextmanager
-def beside(side: torch.cuda.Stream | None, *, last: bool) -> Iterator[None]:
+def side_stream(side: torch.cuda.Stream | None, *, last: bool) -> Iterator[None]:
     """Launch on another stream, from here on beside the current one; not what is `last` anyway."""
     if side is None or last:
         yield

@@ -26,19 +26,19 @@ class FirstBlock:
     """
 
     def __init__(self, block: ResidualBlock) -> None:
-        conv, shortcut = block.conv1, block.downsample_layer[0]  # type: ignore[index]
-        assert isinstance(shortcut, nn.Conv2d)
+        conv, downsample = block.conv1, block.downsample_layer[0]  # type: ignore[index]
+        assert isinstance(downsample, nn.Conv2d)
         self.stride = conv.stride[0]
-        first, beside = FusedConvolution(conv), FusedConvolution(shortcut)
+        first, shortcut = FusedConvolution(conv), FusedConvolution(downsample)
         self.second = FusedConvolution(block.conv2)
         self.channels = first.channels_out
         if self.channels & (self.channels - 1):
             raise EngineError(f"fused convolutions take powers of two as first channels, not {conv.out_channels}")
-        taps = torch.cat([first.matrix.view(9, -1, self.channels), beside.matrix[None]])
+        taps = torch.cat([first.matrix.view(9, -1, self.channels), shortcut.matrix[None]])
         self.matrix = taps.transpose(0, 1).flatten(1).contiguous()
         self.bias = first.bias
         # The shortcut is added where the second convolution adds its own bias.
-        self.second.bias = self.second.bias + beside.bias
+        self.second.bias = self.second.bias + shortcut.bias
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
         """(V, D) features to (rows, channels)."""

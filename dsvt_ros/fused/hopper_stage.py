@@ -77,13 +77,13 @@ class HopperStage:
         maps: list[BevRows] = []
         for number, tiles in enumerate(lists):
             # Each block ends with the sum of its input, or of the shortcut, and its second convolution.
-            beside = maps[number - 2] if number >= 2 and number % 2 == 0 else None
-            x = self._launch(number, x, tiles, beside, products if number == 0 else None)
+            residual = maps[number - 2] if number >= 2 and number % 2 == 0 else None
+            x = self._launch(number, x, tiles, residual, products if number == 0 else None)
             maps.append(x)
         return maps
 
     def _launch(
-        self, number: int, x: BevRows, tiles: Tensor, beside: BevRows | None, products: tuple[Tensor, Tensor] | None
+        self, number: int, x: BevRows, tiles: Tensor, residual: BevRows | None, products: tuple[Tensor, Tensor] | None
     ) -> BevRows:
         from dsvt_ros.kernels import hopper_stage as kernels
         from dsvt_ros.kernels.hopper_ring import MAX_REGISTERS, NUM_WARPS
@@ -92,9 +92,9 @@ class HopperStage:
         features, voxel_at = products or (x.rows, tiles)
         kernels.convolve_tiles[(self._programs,)](
             kernels.map_descriptor(x.rows, x.width), kernels.weight_descriptor(self._weights[number]),
-            self._convolutions[number].bias, kernels.map_descriptor((beside or x).rows, x.width), features, voxel_at,
+            self._convolutions[number].bias, kernels.map_descriptor((residual or x).rows, x.width), features, voxel_at,
             output, tiles, self._constants[number], x.height, x.width, math.prod(tiles_of(x)),
-            PRODUCT_STRIDE=features.stride(0), RESIDUAL=2 if products else 1 if beside else 0,
+            PRODUCT_STRIDE=features.stride(0), RESIDUAL=2 if products else 1 if residual else 0,
             num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
         return BevRows(output, x.height, x.width)

@@ -163,11 +163,11 @@ def upsample(
         b = weights.load([below * STRIDE * CIN + step * CHUNK, first_column])
         sums = tl.dot(a, b, sums)
         if step % chunks == chunks - 1:
-            beside = step // chunks
+            right = step // chunks
             result = tl.maximum(sums + tl.load(bias + column)[None, :], 0.0)
             result = tl.where(inside[:, None], result, 0.0)
-            kept = (cell < width) | ((cell == width) & (beside == 0))
-            tl.store(target + beside * OUTPUT_STRIDE, result.to(tl.float16), mask=kept[:, None])
+            kept = (cell < width) | ((cell == width) & (right == 0))
+            tl.store(target + right * OUTPUT_STRIDE, result.to(tl.float16), mask=kept[:, None])
             sums = tl.zeros((ROWS, COLUMNS), tl.float32)
 
 
@@ -285,20 +285,20 @@ def gather_taps(
             done = now
             now = later
             later = nothing
-            for beside in tl.static_range(STRIDE):
-                x_in = x * STRIDE + beside
+            for right in tl.static_range(STRIDE):
+                x_in = x * STRIDE + right
                 x_in = tl.where((x_in >= 0) & (x_in < width_in), x_in, width_in)
                 for y_in in tl.static_range(3):
                     voxel = tl.load((above if y_in == 0 else level if y_in == 1 else below) + x_in)
                     if voxel >= 0:
                         taps = products + voxel * PRODUCT_STRIDE + y_in * 3 * COLUMNS + column
-                        if beside == STRIDE - 1:
+                        if right == STRIDE - 1:
                             later += tl.load(taps).to(tl.float32)
-                        if beside == 0:
+                        if right == 0:
                             now += tl.load(taps + COLUMNS).to(tl.float32)
                         if STRIDE == 1:
                             done += tl.load(taps + 2 * COLUMNS).to(tl.float32)
-                        elif beside == 1:
+                        elif right == 1:
                             now += tl.load(taps + 2 * COLUMNS).to(tl.float32)
             # What is done is the cell before.
             done = tl.where(x <= width, tl.maximum(done, 0.0), 0.0)

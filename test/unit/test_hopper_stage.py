@@ -158,15 +158,15 @@ def test_numbers_of_tiles(stage, number):
     x, products = inputs_of(stage, occupied_cells(239, 319, share=0.3))
     grid = tiles_of(x)
     count, programs = math.prod(grid), stage._programs
-    beside = x if number == 2 else None
+    residual = x if number == 2 else None
     added = products if number == 0 else None
     (tiles,) = every_tile(grid, 1, DEVICE)
-    every = stage._launch(number, x, tiles, beside, added)
+    every = stage._launch(number, x, tiles, residual, added)
     tiles[4 : 4 + count] = tiles[4 : 4 + count][torch.randperm(count, generator=torch.Generator().manual_seed(0))]
     some = [0, 1, 2, 3, programs - 1, programs, programs + 1, 2 * programs - 1, 2 * programs, 2 * programs + 1]
     for active in [*some, 3 * programs, 4 * programs + 7, count - 1, count]:
         tiles[0] = active
-        found = stage._launch(number, x, tiles, beside, added)
+        found = stage._launch(number, x, tiles, residual, added)
         computed = torch.zeros(count, dtype=torch.bool, device=DEVICE)
         computed[tiles[4 : 4 + active].long()] = True
         # This map is of whole tiles.
