@@ -47,7 +47,7 @@ class FirstBlock:
 
     def gather(self, features: Tensor, grid: Grid) -> tuple[BevRows, tuple[Tensor, Tensor]]:
         """The first convolution, and the shortcut as `products` for the second."""
-        from dsvt_ros.kernels import convolution as kernels
+        from dsvt_ros.kernels import first_block as kernels
 
         width, height, _ = grid.size
         clouds = len(grid.voxel_of_cell) // (width * height)

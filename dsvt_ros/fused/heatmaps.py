@@ -70,7 +70,7 @@ class HopperHeadConvolution:
         Returns:
             (tiles, count, cells of a tile) float32.
         """
-        from dsvt_ros.kernels.convolution import TALL, WIDE
+        from dsvt_ros.kernels.tiles import TALL, WIDE
 
         products = self._bias.new_empty(math.prod(tiles_of(x)), count, TALL.value * WIDE.value)
         check_size(products.flatten(1))
@@ -128,7 +128,7 @@ def sum_taps(products: Tensor, bias: Tensor, x: BevRows, classes: int) -> Tensor
         x: A map of these tiles.
         classes: Channels out.
     """
-    from dsvt_ros.kernels import convolution as kernels
+    from dsvt_ros.kernels import heatmaps as kernels
 
     across, down, clouds = tiles_of(x)
     maps = x.rows.new_empty(clouds, classes, x.height, x.width)

@@ -15,7 +15,7 @@ LIST_BLOCK = 2048
 
 def tiles_of(x: BevRows) -> tuple[int, int, int]:
     """Tiles of a map along x and y, with the cells around it; and maps."""
-    from dsvt_ros.kernels.convolution import TALL, WIDE
+    from dsvt_ros.kernels.tiles import TALL, WIDE
 
     across, down = -(-(x.width + 1) // WIDE.value), -(-(x.height + 1) // TALL.value)
     return across, down, x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
@@ -30,7 +30,7 @@ def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -
         first_radius: In cells, like all others.
         reach: The last radius.
     """
-    from dsvt_ros.kernels import convolution as kernels
+    from dsvt_ros.kernels import tiles as kernels
 
     grid = tiles_of(x)
     count, radii = math.prod(grid), reach + 1 - first_radius

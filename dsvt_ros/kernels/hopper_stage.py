@@ -1,7 +1,7 @@
 """3 by 3 convolutions of `convolution` from 128 to 128 channels for Hopper, where a map has something to convolve.
 
 Maps are divided into tiles of 8 by 16 cells. Far from all voxels a convolution has the same result in every cell, so
-only tiles near one are computed; others are filled. See `convolution.list_tiles`.
+only tiles near one are computed; others are filled. See `tiles.list_tiles`.
 
 A program on each multiprocessor takes every so-many-th tile, two at a time. It has four parts:
 
@@ -29,7 +29,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from dsvt_ros.kernels.convolution import TALL, WIDE
 from dsvt_ros.kernels.hopper_ring import (
     CONSUMER_REGISTERS,
     OTHER_REGISTERS,
@@ -38,6 +37,7 @@ from dsvt_ros.kernels.hopper_ring import (
     release_slot,
     start_slot,
 )
+from dsvt_ros.kernels.tiles import TALL, WIDE
 
 CHANNELS = gl.constexpr(128)
 CHUNK = gl.constexpr(64)
