@@ -40,7 +40,16 @@ def room_for(channels: int) -> int:
 
 
 class FusedConvolution:
-    """A convolution, all that follows it, and its launch."""
+    """A convolution, all that follows it, and its launch.
+
+    Attributes:
+        taps: Its extent along an axis.
+        stride: The same along both axes.
+        channels_in: Channels of the input's rows, some of them perhaps unused.
+        channels_out: Channels of the output's rows, likewise.
+        matrix: (taps * taps * channels in, channels out) float16 weights, taps by y, then x.
+        bias: (channels out,) float32.
+    """
 
     def __init__(self, conv: nn.Conv2d, sources: Tensor | None = None) -> None:
         """Take over weights.

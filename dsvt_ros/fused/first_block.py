@@ -16,6 +16,7 @@ from dsvt_ros.model.bev_backbone import ResidualBlock
 GATHER_CELLS = 8
 """That one warp computes (8 measured faster than 16 and 32 on an H200)."""
 INDEX_BLOCK = 32
+"""Cells along x and y of a program that finds their voxels."""
 
 
 class FirstBlock:
@@ -23,9 +24,21 @@ class FirstBlock:
 
     Every voxel is multiplied with the weights of all taps of the first convolution, and of the shortcut; then every
     cell sums what the voxels around it have for it.
+
+    Attributes:
+        stride: Of the first convolution and the shortcut.
+        channels: Of the block's output, a power of two.
+        matrix: (at least D, 10 channels) float16 weights: taps of the first convolution by y, then x; the shortcut.
+        bias: (channels,) float32 of the first convolution.
+        second: The second convolution, with the shortcut's bias in its own.
     """
 
     def __init__(self, block: ResidualBlock) -> None:
+        """Take over the weights of a block with a shortcut, whose batch norms are folded.
+
+        Raises:
+            EngineError: The kernels do not take its sizes, or it has weights beyond float16.
+        """
         conv, downsample = block.conv1, block.downsample_layer[0]  # type: ignore[index]
         assert isinstance(downsample, nn.Conv2d)
         self.stride = conv.stride[0]
@@ -41,12 +54,24 @@ class FirstBlock:
         self.second.bias = self.second.bias + shortcut.bias
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
-        """(V, D) features to (rows, channels)."""
+        """(V, D) float16 features of the pillars in `grid` to (rows, channels)."""
         x, products = self.gather(features, grid)
         return self.second(x, products=products)
 
     def gather(self, features: Tensor, grid: Grid) -> tuple[BevRows, tuple[Tensor, Tensor]]:
-        """The first convolution, and the shortcut as `products` for the second."""
+        """The first convolution, and the shortcut as `products` for the second.
+
+        Args:
+            features: (V, D) float16.
+            grid: Their pillars.
+
+        Returns:
+            (rows, channels), and `products` as `FusedConvolution` takes them: (V, channels) columns of longer rows, of
+            which those of the pillars there are count, and (rows,) int32.
+
+        Raises:
+            EngineError: There are more pillars than the kernels can number.
+        """
         from dsvt_ros.kernels import first_block as kernels
 
         width, height, _ = grid.size

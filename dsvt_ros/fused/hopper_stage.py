@@ -27,7 +27,12 @@ class HopperStage:
     """
 
     def __init__(self, first: FirstBlock, others: Sequence[FusedBlock]) -> None:
-        """Take over the weights of all blocks of the stage."""
+        """Take over the weights of all blocks of the stage, and find out what empty cells become.
+
+        Args:
+            first: Of stride 1, to 128 channels.
+            others: From 128 channels to 128, without a shortcut convolution.
+        """
         from dsvt_ros.kernels import hopper_stage as kernels
 
         self._first = first
@@ -50,13 +55,17 @@ class HopperStage:
         return is_hopper(first.matrix.device) and sizes and all(block.shortcut is None for block in others)
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
-        """(V, D) features to (rows, 128)."""
+        """(V, D) float16 features of the pillars in `grid` to (rows, 128).
+
+        Raises:
+            EngineError: There are more pillars or cells than the kernels can number.
+        """
         x, products = self._first.gather(features, grid)
         check_size(x.rows)
         return self._convolve(x, products, self._list(x, products[1]))[-1]
 
     def _find_constants(self, device: torch.device) -> Tensor:
-        """(convolutions, 128): values far from everything, by the kernel that computes others."""
+        """(convolutions, 128) float16: values far from everything, by the kernel that computes others."""
         size = 2 * self._reach + 1
         grid = Grid(
             (size, size, 1),
@@ -73,7 +82,7 @@ class HopperStage:
         return list_tiles(x, voxel_at, first_radius=2, reach=self._reach)
 
     def _convolve(self, x: BevRows, products: tuple[Tensor, Tensor], lists: Tensor) -> list[BevRows]:
-        """The map after each convolution, given for each a list of tiles."""
+        """The map after each convolution, given for each a list of tiles; the rest as from `FirstBlock.gather`."""
         maps: list[BevRows] = []
         for number, tiles in enumerate(lists):
             # Each block ends with the sum of its input, or of the shortcut, and its second convolution.

@@ -11,10 +11,11 @@ from dsvt_ros.fused.convolution import BevRows
 from dsvt_ros.fused.extents import power_of_two
 
 LIST_BLOCK = 2048
+"""Tiles that a program looks at at once."""
 
 
 def tiles_of(x: BevRows) -> tuple[int, int, int]:
-    """Tiles of a map along x and y, with the cells around it; and maps."""
+    """(across, down, B): tiles of a map, with the cells around it, along x and y; and maps."""
     from dsvt_ros.kernels.tiles import TALL, WIDE
 
     across, down = -(-(x.width + 1) // WIDE.value), -(-(x.height + 1) // TALL.value)
@@ -22,13 +23,17 @@ def tiles_of(x: BevRows) -> tuple[int, int, int]:
 
 
 def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -> Tensor:
-    """For each radius from the first to `reach` the tiles of maps like `x` within it; see the kernel `list_tiles`.
+    """For each radius from the first to `reach` the tiles within it of a voxel or of what is beyond the map.
 
     Args:
         x: A map.
         voxel_at: (rows,) int32, the voxel in each of its cells, -1 for none.
         first_radius: In cells, like all others.
         reach: The last radius.
+
+    Returns:
+        (radii, stride) int32, a list a row: how many tiles are within the radius; from column 4 on these, and then
+        the others, backwards. A tile has the number ``(batch * down + y) * across + x``, see `tiles_of`.
     """
     from dsvt_ros.kernels import tiles as kernels
 
@@ -48,7 +53,7 @@ def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -
 
 
 def every_tile(grid: tuple[int, int, int], lists: int, device: torch.device) -> Tensor:
-    """So many lists, as from `list_tiles`, of all tiles."""
+    """(lists, stride) int32: so many lists, as from `list_tiles`, of all tiles of a `grid` as `tiles_of` gives it."""
     count = math.prod(grid)
     listed = torch.zeros(lists, 4 + -(-count // 4) * 4, dtype=torch.int32, device=device)
     listed[:, 0] = count

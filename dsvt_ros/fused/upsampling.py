@@ -10,9 +10,22 @@ from dsvt_ros.fused.weights import half
 
 
 class Upsampling:
-    """A transposed convolution as wide as its stride, with ReLU."""
+    """A transposed convolution as wide as its stride, with ReLU.
+
+    Attributes:
+        stride: The same along both axes.
+        channels_in: As in `FusedConvolution`.
+        channels_out: Likewise.
+        matrix: (stride * stride * channels in, channels out) float16 weights, places in a cell by y, then x.
+        bias: (channels out,) float32.
+    """
 
     def __init__(self, conv: nn.ConvTranspose2d) -> None:
+        """Take over weights; the batch norm is folded.
+
+        Raises:
+            EngineError: They are beyond float16.
+        """
         self.stride = conv.stride[0]
         self.channels_in, self.channels_out = room_for(conv.in_channels), room_for(conv.out_channels)
         weight = conv.weight.detach()

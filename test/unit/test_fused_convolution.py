@@ -7,6 +7,7 @@ from fused_fixtures import DEVICE, interpreted, needs_triton
 from torch import nn
 
 from dsvt_ros.errors import EngineError
+from dsvt_ros.fused import launch
 from dsvt_ros.fused.convolution import BevRows, FusedConvolution
 from dsvt_ros.fused.upsampling import Upsampling
 
@@ -109,6 +110,16 @@ def test_weights_beyond_float16(make):
     conv.weight[3, 4, 0, 1] = -1e5
     with pytest.raises(EngineError, match=r"up to 1e\+05 are beyond the range of float16 \(65504\): use torch"):
         make(conv)
+
+
+def test_more_cells_than_the_kernels_can_number(monkeypatch):
+    conv = FusedConvolution(half_exact(nn.Conv2d(16, 16, 3, padding=1)))
+    rows = rows_of(image_of(1, 16, 30, 30))
+    monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * 16)
+    conv(rows)
+    monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * 16 - 1)
+    with pytest.raises(EngineError, match="961 rows are more than the kernels can number; use torch or tensorrt"):
+        conv(rows)
 
 
 @pytest.mark.parametrize("kernel", [3, 4])

@@ -129,5 +129,5 @@ def test_other_convolutions_are_not_taken():
 
 def test_more_cells_than_the_kernels_can_number(monkeypatch):
     monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * 64 - 1)
-    with pytest.raises(EngineError, match="a map of 961 cells is more than the kernels can number"):
+    with pytest.raises(EngineError, match="961 rows are more than the kernels can number"):
         HopperHeadConvolution(FusedConvolution(convolution(64, 64)))(rows_of(64, 1, 30, 30))

@@ -238,5 +238,5 @@ def test_other_stages_are_not_taken(stage):
 
 def test_more_cells_than_the_kernels_can_number(stage, monkeypatch):
     monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * CHANNELS - 1)
-    with pytest.raises(EngineError, match="a map of 961 cells is more than the kernels can number"):
+    with pytest.raises(EngineError, match="961 rows are more than the kernels can number"):
         stage(*voxels_in(occupied_cells(30, 30)))
