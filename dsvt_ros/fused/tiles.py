@@ -32,8 +32,8 @@ def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -
         reach: The last radius.
 
     Returns:
-        (radii, stride) int32, a list a row: how many tiles are within the radius; from column 4 on these, and then
-        the others, backwards. A tile has the number ``(batch * down + y) * across + x``, see `tiles_of`.
+        (radii, stride) int32, a list a row: how many tiles are within the radius; from column `LIST_HEADER` on these,
+        and then the others, backwards. A tile has the number ``(batch * down + y) * across + x``, see `tiles_of`.
     """
     from dsvt_ros.kernels import tiles as kernels
 
@@ -44,8 +44,7 @@ def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -
     kernels.measure_tiles[grid](
         voxel_at, distance, x.height, x.width, REACH=reach, ROOM_TALL=room[0], ROOM_WIDE=room[1], num_warps=1
     )
-    # Each list begins at a multiple of 16 bytes.
-    listed = voxel_at.new_empty(radii, 4 + -(-count // 4) * 4)
+    listed = voxel_at.new_empty(radii, _list_stride(count))
     kernels.list_tiles[(radii,)](
         distance, listed, listed.stride(0), NUM_TILES=count, FIRST_RADIUS=first_radius, BLOCK=LIST_BLOCK, num_warps=8
     )
@@ -54,8 +53,17 @@ def list_tiles(x: BevRows, voxel_at: Tensor, *, first_radius: int, reach: int) -
 
 def every_tile(grid: tuple[int, int, int], lists: int, device: torch.device) -> Tensor:
     """(lists, stride) int32: so many lists, as from `list_tiles`, of all tiles of a `grid` as `tiles_of` gives it."""
-    count = math.prod(grid)
-    listed = torch.zeros(lists, 4 + -(-count // 4) * 4, dtype=torch.int32, device=device)
+    from dsvt_ros.kernels.tiles import LIST_HEADER
+
+    count, first = math.prod(grid), LIST_HEADER.value
+    listed = torch.zeros(lists, _list_stride(count), dtype=torch.int32, device=device)
     listed[:, 0] = count
-    listed[:, 4 : 4 + count] = torch.arange(count, device=device)
+    listed[:, first : first + count] = torch.arange(count, device=device)
     return listed
+
+
+def _list_stride(count: int) -> int:
+    """Room for a list of so many tiles, and as much more as lets the next one begin at a multiple of 16 bytes."""
+    from dsvt_ros.kernels.tiles import LIST_HEADER
+
+    return int(LIST_HEADER.value) + -(-count // 4) * 4

@@ -8,6 +8,8 @@ import triton.language as tl
 # Cells of a tile, along y and x.
 TALL = tl.constexpr(8)
 WIDE = tl.constexpr(16)
+# Numbers of a list before its tiles: how many are near, and what fills 16 bytes up.
+LIST_HEADER = tl.constexpr(4)
 
 
 @triton.jit
@@ -38,13 +40,13 @@ def measure_tiles(
 @triton.jit
 def list_tiles(
     distance,  # (tiles,) int32
-    listed,  # (radii, stride) int32
+    listed,  # (radii, stride) int32: how many are near; from LIST_HEADER on these, and then the others
     stride,
     NUM_TILES: tl.constexpr,
     FIRST_RADIUS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """For each radius how many tiles are within it; then, from the fifth number on, first these and then the others."""
+    """For each radius the tiles within it and, in reverse order, the others."""
     radius = FIRST_RADIUS + tl.program_id(0)
     listed += tl.program_id(0) * stride
     count = tl.program_id(0) * 0
@@ -53,6 +55,6 @@ def list_tiles(
         near = (tl.load(distance + tile, mask=tile < NUM_TILES, other=radius + 1) <= radius).to(tl.int32)
         before = count + tl.cumsum(near) - near
         place = tl.where(near > 0, before, NUM_TILES - 1 - (tile - before))
-        tl.store(listed + 4 + place, tile, mask=tile < NUM_TILES)
+        tl.store(listed + LIST_HEADER + place, tile, mask=tile < NUM_TILES)
         count += tl.sum(near)
     tl.store(listed, count)
