@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from dsvt_ros.fused.convolution import BevRows, FusedConvolution
 from dsvt_ros.fused.first_block import FirstBlock
 from dsvt_ros.fused.hopper_stage import HopperStage
+from dsvt_ros.fused.residual_block import FusedBlock
 from dsvt_ros.fused.structures import Grid
 from dsvt_ros.fused.upsampling import Upsampling
 from dsvt_ros.model.bev_backbone import BevBackbone, ResidualBlock
@@ -26,18 +26,15 @@ class FusedBevBackbone:
         Raises:
             EngineError: The kernels do not take its sizes.
         """
-        self._stages: list[list[Any]] = []
+        (first, *others), *stages = (_blocks(stage) for stage in backbone.blocks)
+        self._first: FirstBlock | HopperStage = FirstBlock(first)
+        # Of the first stage, what follows its first block, unless both are one.
+        self._stages = [[FusedBlock(block) for block in stage] for stage in (others, *stages)]
+        if HopperStage.take(self._first, self._stages[0]):
+            self._first, self._stages[0] = HopperStage(self._first, self._stages[0]), []
         self._resamplings: list[FusedConvolution | Upsampling] = []
-        for number, (stage, deblock) in enumerate(zip(backbone.blocks, backbone.deblocks, strict=True)):
-            assert isinstance(stage, nn.Sequential)
+        for deblock in backbone.deblocks:
             assert isinstance(deblock, nn.Sequential)
-            blocks: list[Any] = []
-            for block in stage:
-                assert isinstance(block, ResidualBlock)
-                blocks.append(FirstBlock(block) if number == 0 and not blocks else _Block(block))
-            if number == 0 and HopperStage.take(blocks):
-                blocks = [HopperStage(blocks)]
-            self._stages.append(blocks)
             resample = deblock[0]
             if isinstance(resample, nn.ConvTranspose2d):
                 self._resamplings.append(Upsampling(resample))
@@ -64,20 +61,19 @@ class FusedBevBackbone:
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
         """(V, D) float16 features of the pillars in `grid` to (rows, channels)."""
-        x: BevRows | None = None
+        x = self._first(features, grid)
         rows: Tensor | None = None
         results = []
         stages = []  # kept until they have been read
         for blocks, resample, part in zip(self._stages, self._resamplings, self._slices, strict=True):
             for block in blocks:
-                x = block(features, grid) if x is None else block(x)
-            assert x is not None
+                x = block(x)
             height, width = _resampled(x, resample)
             if rows is None:
                 clouds = x.rows.shape[0] // ((x.height + 1) * (x.width + 1))
                 rows = features.new_empty(clouds * (height + 1) * (width + 1), self._slices[-1].stop)
             # The next stage leaves much of a large GPU idle.
-            with beside(self._side, last=resample is self._resamplings[-1]):
+            with side_stream(self._side, last=resample is self._resamplings[-1]):
                 results.append(resample(x, output=rows[:, part]))
             stages.append(x)
         assert rows is not None
@@ -86,19 +82,8 @@ class FusedBevBackbone:
         return BevRows(rows, results[-1].height, results[-1].width)
 
 
-class _Block:
-    def __init__(self, block: ResidualBlock) -> None:
-        self.first, self.second = FusedConvolution(block.conv1), FusedConvolution(block.conv2)
-        shortcut = block.downsample_layer
-        self.shortcut = FusedConvolution(shortcut[0]) if isinstance(shortcut, nn.Sequential) else None  # type: ignore[arg-type]
-
-    def __call__(self, x: BevRows) -> BevRows:
-        beside = x if self.shortcut is None else self.shortcut(x, relu=False)
-        return self.second(self.first(x), residual=beside)
-
-
 @contextmanager
-def beside(side: torch.cuda.Stream | None, *, last: bool) -> Iterator[None]:
+def side_stream(side: torch.cuda.Stream | None, *, last: bool) -> Iterator[None]:
     """Launch on another stream, from here on beside the current one; not what is `last` anyway."""
     if side is None or last:
         yield
@@ -106,6 +91,14 @@ def beside(side: torch.cuda.Stream | None, *, last: bool) -> Iterator[None]:
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         yield
+
+
+def _blocks(stage: nn.Module) -> list[ResidualBlock]:
+    blocks = []
+    for block in stage.children():
+        assert isinstance(block, ResidualBlock)
+        blocks.append(block)
+    return blocks
 
 
 def _resampled(x: BevRows, resample: FusedConvolution | Upsampling) -> tuple[int, int]:

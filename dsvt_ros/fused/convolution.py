@@ -13,11 +13,6 @@ from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
 from dsvt_ros.fused.launch import MAX_CHUNK, ROWS, blocks_of, descriptor
 from dsvt_ros.fused.weights import half
 
-NARROW = 64
-"""Channels out of convolutions that read their input once for three taps where `HopperConvolution` is not taken,"""
-NARROW_FROM = 256
-"""and the fewest channels in from which on that is faster (measured on an H200)."""
-
 
 @dataclass(frozen=True)
 class BevRows:
@@ -45,7 +40,16 @@ def room_for(channels: int) -> int:
 
 
 class FusedConvolution:
-    """A convolution, all that follows it, and its launch."""
+    """A convolution, all that follows it, and its launch.
+
+    Attributes:
+        taps: Its extent along an axis.
+        stride: The same along both axes.
+        channels_in: Channels of the input's rows, some of them perhaps unused.
+        channels_out: Channels of the output's rows, likewise.
+        matrix: (taps * taps * channels in, channels out) float16 weights, taps by y, then x.
+        bias: (channels out,) float32.
+    """
 
     def __init__(self, conv: nn.Conv2d, sources: Tensor | None = None) -> None:
         """Take over weights.
@@ -102,20 +106,12 @@ class FusedConvolution:
         if output is None:
             output = x.rows.new_empty(num_rows, self.channels_out)
         blocks = blocks_of(self.channels_in, self.channels_out, self.matrix.device)
-        grid = (-(-num_rows // ROWS), self.channels_out // blocks["COLUMNS"])
-        weights = descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"])
         target = descriptor(output, ROWS, blocks["COLUMNS"])
         if self.stride > 1:
-            kernels.convolve_strided[grid](
-                x.rows, weights, self.bias, target, height, width, x.height, x.width, num_rows,
+            kernels.convolve_strided[-(-num_rows // ROWS), self.channels_out // blocks["COLUMNS"]](
+                x.rows, descriptor(self.matrix, blocks["CHUNK"], blocks["COLUMNS"]), self.bias, target,
+                height, width, x.height, x.width, num_rows,
                 CIN=self.channels_in, TAPS=self.taps, STRIDE=self.stride, ROWS=ROWS, RELU=relu, **blocks,
-            )  # fmt: skip
-            return BevRows(output, height, width)
-        is_plain = relu and residual is None and products is None and output.is_contiguous()
-        if is_plain and self.taps == 3 and self.channels_out == NARROW and self.channels_in >= NARROW_FROM:
-            kernels.convolve_narrow[(-(-num_rows // (ROWS - 2)),)](
-                descriptor(x.rows, ROWS, blocks["CHUNK"]), weights, self.bias, output, height, width, num_rows,
-                CIN=self.channels_in, ROWS=ROWS, **(blocks | {"STAGES": 2}),
             )  # fmt: skip
             return BevRows(output, height, width)
         self._convolve(x, output, target, relu=relu, residual=residual, products=products, classes=0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dsvt_ros.config import ModelConfig
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused.extents import MIN_EXTENT, power_of_two
+from dsvt_ros.fused.launch import is_hopper
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS, FusedVoxels
 from dsvt_ros.fused.weights import half
 from dsvt_ros.model.pillar_encoder import PillarEncoder, PointNetLayer
@@ -121,7 +122,7 @@ class FusedEncoder:
             POINTS=SEGMENT_POINTS,
             CLASSES=CLASSES,
             ROWS=ROWS,
-            RESIDENT=_multiplies_from_shared_memory(device),
+            RESIDENT=is_hopper(device),  # its tensor cores read weights from shared memory
             maxnreg=REGISTERS,
             **sizes,
         )  # fmt: skip
@@ -134,10 +135,6 @@ class FusedEncoder:
         """A weight (D, H) as float16 tiles [h, d]: (D / chunk, H / HIDDEN, HIDDEN, chunk)."""
         tiles = weight.view(self._parts, self._chunk, self._hidden_parts, HIDDEN).permute(0, 2, 3, 1)
         return half(tiles)
-
-
-def _multiplies_from_shared_memory(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _first_weights(linear: nn.Linear, model: ModelConfig) -> Tensor:

@@ -16,6 +16,7 @@ from dsvt_ros.model.bev_backbone import ResidualBlock
 GATHER_CELLS = 8
 """That one warp computes (8 measured faster than 16 and 32 on an H200)."""
 INDEX_BLOCK = 32
+"""Cells along x and y of a program that finds their voxels."""
 
 
 class FirstBlock:
@@ -23,31 +24,55 @@ class FirstBlock:
 
     Every voxel is multiplied with the weights of all taps of the first convolution, and of the shortcut; then every
     cell sums what the voxels around it have for it.
+
+    Attributes:
+        stride: Of the first convolution and the shortcut.
+        channels: Of the block's output, a power of two.
+        matrix: (at least D, 10 channels) float16 weights: taps of the first convolution by y, then x; the shortcut.
+        bias: (channels,) float32 of the first convolution.
+        second: The second convolution, with the shortcut's bias in its own.
     """
 
     def __init__(self, block: ResidualBlock) -> None:
-        conv, shortcut = block.conv1, block.downsample_layer[0]  # type: ignore[index]
-        assert isinstance(shortcut, nn.Conv2d)
+        """Take over the weights of a block with a shortcut, whose batch norms are folded.
+
+        Raises:
+            EngineError: The kernels do not take its sizes, or it has weights beyond float16.
+        """
+        conv, downsample = block.conv1, block.downsample_layer[0]  # type: ignore[index]
+        assert isinstance(downsample, nn.Conv2d)
         self.stride = conv.stride[0]
-        first, beside = FusedConvolution(conv), FusedConvolution(shortcut)
+        first, shortcut = FusedConvolution(conv), FusedConvolution(downsample)
         self.second = FusedConvolution(block.conv2)
         self.channels = first.channels_out
         if self.channels & (self.channels - 1):
             raise EngineError(f"fused convolutions take powers of two as first channels, not {conv.out_channels}")
-        taps = torch.cat([first.matrix.view(9, -1, self.channels), beside.matrix[None]])
+        taps = torch.cat([first.matrix.view(9, -1, self.channels), shortcut.matrix[None]])
         self.matrix = taps.transpose(0, 1).flatten(1).contiguous()
         self.bias = first.bias
         # The shortcut is added where the second convolution adds its own bias.
-        self.second.bias = self.second.bias + beside.bias
+        self.second.bias = self.second.bias + shortcut.bias
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
-        """(V, D) features to (rows, channels)."""
+        """(V, D) float16 features of the pillars in `grid` to (rows, channels)."""
         x, products = self.gather(features, grid)
         return self.second(x, products=products)
 
     def gather(self, features: Tensor, grid: Grid) -> tuple[BevRows, tuple[Tensor, Tensor]]:
-        """The first convolution, and the shortcut as `products` for the second."""
-        from dsvt_ros.kernels import convolution as kernels
+        """The first convolution, and the shortcut as `products` for the second.
+
+        Args:
+            features: (V, D) float16.
+            grid: Their pillars.
+
+        Returns:
+            (rows, channels), and `products` as `FusedConvolution` takes them: (V, channels) columns of longer rows, of
+            which those of the pillars there are count, and (rows,) int32.
+
+        Raises:
+            EngineError: There are more pillars than the kernels can number.
+        """
+        from dsvt_ros.kernels import first_block as kernels
 
         width, height, _ = grid.size
         clouds = len(grid.voxel_of_cell) // (width * height)

@@ -23,9 +23,9 @@ class FusedHeatmaps:
 
     def __init__(self, shared: nn.Conv2d, hidden: nn.Conv2d, output: nn.Conv2d, sources: Tensor, classes: int) -> None:
         """Take over weights; `sources` as for `FusedConvolution`, and the first `classes` channels are wanted."""
-        self._shared: FusedConvolution | HopperConvolution = FusedConvolution(shared, sources)
-        if HopperConvolution.take(self._shared):
-            self._shared = HopperConvolution(self._shared)
+        self._shared: FusedConvolution | HopperHeadConvolution = FusedConvolution(shared, sources)
+        if HopperHeadConvolution.take(self._shared):
+            self._shared = HopperHeadConvolution(self._shared)
         self._hidden, self._output = FusedConvolution(hidden), FusedConvolution(output)
         self._hopper: HopperHeatmaps | None = None
         if HopperHeatmaps.take(self._hidden, classes):
@@ -42,7 +42,7 @@ class FusedHeatmaps:
         return logits, shared.image()[:, : self._channels]
 
 
-class HopperConvolution:
+class HopperHeadConvolution:
     """A 3 by 3 convolution with ReLU to few channels, on Hopper GPUs."""
 
     def __init__(self, convolution: FusedConvolution) -> None:
@@ -70,7 +70,7 @@ class HopperConvolution:
         Returns:
             (tiles, count, cells of a tile) float32.
         """
-        from dsvt_ros.kernels.convolution import TALL, WIDE
+        from dsvt_ros.kernels.tiles import TALL, WIDE
 
         products = self._bias.new_empty(math.prod(tiles_of(x)), count, TALL.value * WIDE.value)
         check_size(products.flatten(1))
@@ -103,7 +103,7 @@ class HopperHeatmaps:
 
     def __init__(self, hidden: FusedConvolution, output: FusedConvolution, classes: int) -> None:
         """Take over weights of both, of the second those of the first `classes` channels."""
-        self._hidden, self._bias, self._classes = HopperConvolution(hidden), output.bias, classes
+        self._hidden, self._bias, self._classes = HopperHeadConvolution(hidden), output.bias, classes
         self._taps = output.matrix.new_zeros(HOPPER_PRODUCTS, HOPPER_HEAD_CHANNELS)
         taps = output.matrix.view(9, HOPPER_HEAD_CHANNELS, -1)[..., :classes]
         self._taps[: 9 * classes] = taps.transpose(1, 2).flatten(0, 1)
@@ -112,7 +112,7 @@ class HopperHeatmaps:
     def take(hidden: FusedConvolution, classes: int) -> bool:
         """Whether the kernels take a first convolution on its device, and so many classes."""
         narrow = hidden.channels_in == HOPPER_HEAD_CHANNELS
-        return narrow and HopperConvolution.take(hidden) and 9 * classes <= HOPPER_PRODUCTS
+        return narrow and HopperHeadConvolution.take(hidden) and 9 * classes <= HOPPER_PRODUCTS
 
     def __call__(self, x: BevRows) -> Tensor:
         """(rows, 64) to contiguous (B, classes, H, W) logits."""
@@ -128,7 +128,7 @@ def sum_taps(products: Tensor, bias: Tensor, x: BevRows, classes: int) -> Tensor
         x: A map of these tiles.
         classes: Channels out.
     """
-    from dsvt_ros.kernels import convolution as kernels
+    from dsvt_ros.kernels import heatmaps as kernels
 
     across, down, clouds = tiles_of(x)
     maps = x.rows.new_empty(clouds, classes, x.height, x.width)

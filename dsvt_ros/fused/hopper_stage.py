@@ -1,9 +1,9 @@
-"""A first stage of the BEV backbone that leaves out what is far from all voxels; see `kernels.hopper_convolution`."""
+"""A first stage of the BEV backbone that leaves out what is far from all voxels; see `kernels.hopper_stage`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from torch import Tensor
 from dsvt_ros.fused.convolution import BevRows
 from dsvt_ros.fused.first_block import FirstBlock
 from dsvt_ros.fused.launch import check_size, is_hopper
+from dsvt_ros.fused.residual_block import FusedBlock
 from dsvt_ros.fused.structures import Grid
 from dsvt_ros.fused.tiles import every_tile, list_tiles, tiles_of
 
-HOPPER_CHANNELS = 128
+HOPPER_STAGE_CHANNELS = 128
 """Of maps that the kernel takes."""
 
 
@@ -25,38 +26,46 @@ class HopperStage:
     maps that are far from all voxels, too.
     """
 
-    def __init__(self, blocks: list[Any]) -> None:
-        """Take over weights of a `FirstBlock` and what follows it."""
-        from dsvt_ros.kernels import hopper_convolution as kernels
+    def __init__(self, first: FirstBlock, others: Sequence[FusedBlock]) -> None:
+        """Take over the weights of all blocks of the stage, and find out what empty cells become.
 
-        self._first: FirstBlock = blocks[0]
-        self._convolutions = [self._first.second]
-        for block in blocks[1:]:
+        Args:
+            first: Of stride 1, to 128 channels.
+            others: From 128 channels to 128, without a shortcut convolution.
+        """
+        from dsvt_ros.kernels import hopper_stage as kernels
+
+        self._first = first
+        self._convolutions = [first.second]
+        for block in others:
             self._convolutions += [block.first, block.second]
         self._weights = [kernels.weight_rows(conv.matrix) for conv in self._convolutions]
         # The first convolution before these has brought voxels to their neighbours.
         self._reach = 1 + len(self._convolutions)
-        device = self._first.matrix.device
+        device = first.matrix.device
         self._programs = torch.cuda.get_device_properties(device).multi_processor_count
-        self._constants = self._weights[0].new_zeros(len(self._convolutions), HOPPER_CHANNELS)
+        self._constants = self._weights[0].new_zeros(len(self._convolutions), HOPPER_STAGE_CHANNELS)
         self._constants = self._find_constants(device)
 
     @staticmethod
-    def take(blocks: list[Any]) -> bool:
+    def take(first: FirstBlock, others: Sequence[FusedBlock]) -> bool:
         """Whether the kernel takes these blocks on their device."""
-        first, *others = blocks
-        sizes = (first.stride, first.channels) == (1, HOPPER_CHANNELS)
+        sizes = (first.stride, first.channels) == (1, HOPPER_STAGE_CHANNELS)
         # Blocks without a shortcut keep channels and stride.
         return is_hopper(first.matrix.device) and sizes and all(block.shortcut is None for block in others)
 
     def __call__(self, features: Tensor, grid: Grid) -> BevRows:
-        """(V, D) features to (rows, 128)."""
+        """(V, D) float16 features of the pillars in `grid` to (rows, 128).
+
+        Raises:
+            EngineError: There are more pillars or cells than the kernels can number.
+        """
         x, products = self._first.gather(features, grid)
         check_size(x.rows)
         return self._convolve(x, products, self._list(x, products[1]))[-1]
 
     def _find_constants(self, device: torch.device) -> Tensor:
-        """(convolutions, 128): values far from everything, by the kernel that computes others."""
+        """(convolutions, 128) float16: values far from everything, by the kernel that computes others."""
         size = 2 * self._reach + 1
         grid = Grid(
             (size, size, 1),
@@ -73,28 +82,28 @@ class HopperStage:
         return list_tiles(x, voxel_at, first_radius=2, reach=self._reach)
 
     def _convolve(self, x: BevRows, products: tuple[Tensor, Tensor], lists: Tensor) -> list[BevRows]:
-        """The map after each convolution, given for each a list of tiles."""
+        """The map after each convolution, given for each a list of tiles; the rest as from `FirstBlock.gather`."""
         maps: list[BevRows] = []
         for number, tiles in enumerate(lists):
             # Each block ends with the sum of its input, or of the shortcut, and its second convolution.
-            beside = maps[number - 2] if number >= 2 and number % 2 == 0 else None
-            x = self._launch(number, x, tiles, beside, products if number == 0 else None)
+            residual = maps[number - 2] if number >= 2 and number % 2 == 0 else None
+            x = self._launch(number, x, tiles, residual, products if number == 0 else None)
             maps.append(x)
         return maps
 
     def _launch(
-        self, number: int, x: BevRows, tiles: Tensor, beside: BevRows | None, products: tuple[Tensor, Tensor] | None
+        self, number: int, x: BevRows, tiles: Tensor, residual: BevRows | None, products: tuple[Tensor, Tensor] | None
     ) -> BevRows:
-        from dsvt_ros.kernels import hopper_convolution as kernels
+        from dsvt_ros.kernels import hopper_stage as kernels
         from dsvt_ros.kernels.hopper_ring import MAX_REGISTERS, NUM_WARPS
 
         output = torch.empty_like(x.rows)
         features, voxel_at = products or (x.rows, tiles)
         kernels.convolve_tiles[(self._programs,)](
             kernels.map_descriptor(x.rows, x.width), kernels.weight_descriptor(self._weights[number]),
-            self._convolutions[number].bias, kernels.map_descriptor((beside or x).rows, x.width), features, voxel_at,
+            self._convolutions[number].bias, kernels.map_descriptor((residual or x).rows, x.width), features, voxel_at,
             output, tiles, self._constants[number], x.height, x.width, math.prod(tiles_of(x)),
-            PRODUCT_STRIDE=features.stride(0), RESIDUAL=2 if products else 1 if beside else 0,
+            PRODUCT_STRIDE=features.stride(0), RESIDUAL=2 if products else 1 if residual else 0,
             num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
         return BevRows(output, x.height, x.width)

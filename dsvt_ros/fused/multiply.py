@@ -8,8 +8,20 @@ from dsvt_ros.fused.launch import ROWS, blocks_of, descriptor
 
 
 def multiply(features: Tensor, matrix: Tensor, num_rows: Tensor) -> Tensor:
-    """(V, K) times (K, N), float16, of which the first `num_rows` (1,) int32 rows are written."""
-    from dsvt_ros.kernels import convolution as kernels
+    """Multiply as many rows as the device counts.
+
+    Args:
+        features: (V, K) float16.
+        matrix: (at least K, N) float16; K and N are multiples of 16.
+        num_rows: (1,) int32, rows of `features` that count.
+
+    Returns:
+        (V, N) float16, of which the first `num_rows` rows count.
+
+    Raises:
+        EngineError: There are more rows than the kernels can number.
+    """
+    from dsvt_ros.kernels import multiply as kernels
 
     count, channels = features.shape
     blocks = blocks_of(channels, matrix.shape[1], matrix.device)

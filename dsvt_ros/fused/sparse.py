@@ -32,7 +32,7 @@ SMALL_SLOTS = 48
 SMALL_REGISTERS = 96
 """registers: with no more, as many programs run at once as are fastest (measured on an H100)."""
 ROWS_OF_WARP = 16
-HOPPER_CHANNELS = (192, 384)
+HOPPER_LAYER_CHANNELS = (192, 384)
 """Of features and feed-forward network, for which there is a kernel of its own on Hopper GPUs."""
 LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0))
 """GPUs whose programs may use 160 KiB and more: room for three stages; others have 100 KiB."""
@@ -168,7 +168,7 @@ class HopperLayers:
     @staticmethod
     def take(config: Backbone3dConfig, device: torch.device) -> bool:
         """Whether the kernel takes this model on this device."""
-        return is_hopper(device) and (config.channels, config.ffn_channels) == HOPPER_CHANNELS
+        return is_hopper(device) and (config.channels, config.ffn_channels) == HOPPER_LAYER_CHANNELS
 
     def __call__(
         self,

@@ -11,6 +11,7 @@ from dsvt_ros.fused.extents import power_of_two
 from dsvt_ros.fused.structures import OFFSET_SCALE, SEGMENT_POINTS, FusedVoxels, Grid, Segments
 
 WARP_THREADS = 32
+"""Threads of a warp, on every NVIDIA GPU."""
 POINT_ROWS = 256
 """Points of a program, one a thread: with more, what is loaded side by side would be exchanged between threads."""
 SEGMENT_ROWS = 128

@@ -29,7 +29,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from dsvt_ros.kernels.convolution import TALL, WIDE
 from dsvt_ros.kernels.hopper_ring import (
     CONSUMER_REGISTERS,
     OTHER_REGISTERS,
@@ -38,6 +37,7 @@ from dsvt_ros.kernels.hopper_ring import (
     release_slot,
     start_slot,
 )
+from dsvt_ros.kernels.tiles import TALL, WIDE
 
 CHANNELS = gl.constexpr(64)
 CHUNK = gl.constexpr(64)

@@ -16,7 +16,7 @@ from dsvt_ros.model.bev_backbone import BevBackbone
 from dsvt_ros.model.center_head import CenterHead
 from dsvt_ros.model.fold import folded_copy
 
-_interpreter = interpreted("convolution")
+_interpreter = interpreted("convolution", "first_block", "multiply", "upsampling")
 pytestmark = needs_triton
 
 

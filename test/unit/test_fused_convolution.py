@@ -7,8 +7,8 @@ from fused_fixtures import DEVICE, interpreted, needs_triton
 from torch import nn
 
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused import convolution
-from dsvt_ros.fused.convolution import NARROW, NARROW_FROM, BevRows, FusedConvolution
+from dsvt_ros.fused import launch
+from dsvt_ros.fused.convolution import BevRows, FusedConvolution
 from dsvt_ros.fused.upsampling import Upsampling
 
 _interpreter = interpreted("convolution")
@@ -28,7 +28,7 @@ def test_kernels_and_strides(kernel, stride, shape):
     assert_same(FusedConvolution(conv)(rows_of(image)), torch.relu(conv(image)))
 
 
-@pytest.mark.parametrize(("before", "after"), [(16, 16), (5, 3), (96, 128), (128, 96), (80, 200), (320, 16)])
+@pytest.mark.parametrize(("before", "after"), [(16, 16), (5, 3), (96, 128), (128, 96), (80, 200), (320, 16), (256, 64)])
 def test_channels(before, after):
     conv = half_exact(nn.Conv2d(before, after, 3, padding=1))
     image = image_of(1, before, 5, 4)
@@ -88,23 +88,6 @@ def test_channels_that_lie_apart():
     assert_same(FusedConvolution(conv, sources)(rows_of(apart)), torch.relu(conv(image)))
 
 
-@pytest.mark.parametrize("shape", [(2, 9, 13), (1, 2, 3), (1, 8, 13)], ids=["3 blocks", "small", "1 block"])
-def test_few_channels_of_many(shape):
-    """Of which one kernel reads its input once for three taps, in blocks that overlap."""
-    conv = half_exact(nn.Conv2d(NARROW_FROM, NARROW, 3, padding=1))
-    clouds, height, width = shape
-    image = image_of(clouds, NARROW_FROM, height, width)
-    assert_same(FusedConvolution(conv)(rows_of(image)), torch.relu(conv(image)))
-
-
-def test_few_channels_with_more_than_that_kernel_does(monkeypatch):
-    monkeypatch.setattr(convolution, "NARROW", 16)
-    monkeypatch.setattr(convolution, "NARROW_FROM", 16)
-    test_products()
-    test_output_in_wider_rows(3, 1)
-    test_without_bias_and_without_relu(1)
-
-
 @pytest.mark.parametrize("classes", [1, 3, 10])
 def test_to_maps(classes):
     conv = half_exact(nn.Conv2d(16, classes, 3, padding=1))
@@ -127,6 +110,16 @@ def test_weights_beyond_float16(make):
     conv.weight[3, 4, 0, 1] = -1e5
     with pytest.raises(EngineError, match=r"up to 1e\+05 are beyond the range of float16 \(65504\): use torch"):
         make(conv)
+
+
+def test_more_cells_than_the_kernels_can_number(monkeypatch):
+    conv = FusedConvolution(half_exact(nn.Conv2d(16, 16, 3, padding=1)))
+    rows = rows_of(image_of(1, 16, 30, 30))
+    monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * 16)
+    conv(rows)
+    monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * 16 - 1)
+    with pytest.raises(EngineError, match="961 rows are more than the kernels can number; use torch or tensorrt"):
+        conv(rows)
 
 
 @pytest.mark.parametrize("kernel", [3, 4])

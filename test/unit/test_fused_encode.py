@@ -65,7 +65,7 @@ def test_far_from_the_origin(config):
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_weights_in_registers_or_shared_memory(monkeypatch, resident):
-    monkeypatch.setattr(encode, "_multiplies_from_shared_memory", lambda device: resident)
+    monkeypatch.setattr(encode, "is_hopper", lambda device: resident)
     model = model_of((48, 96))
     Stages(model, 300, 260).check(cloud(model, 250, dense=150))
 

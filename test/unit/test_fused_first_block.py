@@ -8,7 +8,7 @@ from fused_fixtures import interpreted, needs_triton
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused.first_block import GATHER_CELLS, FirstBlock
 
-_interpreter = interpreted("convolution")
+_interpreter = interpreted("convolution", "first_block", "multiply")
 pytestmark = needs_triton
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from dsvt_ros.fused.heatmaps import sum_taps
 from dsvt_ros.fused.tiles import tiles_of
 
-_interpreter = interpreted("convolution")
+_interpreter = interpreted("heatmaps")
 pytestmark = needs_triton
 
 

@@ -9,7 +9,7 @@ from dsvt_ros.fused.pooling import FusedPooling
 from dsvt_ros.model.set_attention import AttentionPooling
 from dsvt_ros.structures import Pooling
 
-_interpreter = interpreted("set_attention", "convolution", "pooling")
+_interpreter = interpreted("set_attention", "multiply", "pooling")
 pytestmark = needs_triton
 
 SIZES = {  # channels, of a block, slots

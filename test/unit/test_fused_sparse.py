@@ -22,7 +22,7 @@ from dsvt_ros.voxelization import voxelize
 
 KERNELS = "dsvt_ros.kernels.set_attention"
 
-_interpreter = interpreted("set_attention", "convolution", "pooling")
+_interpreter = interpreted("set_attention", "multiply", "pooling")
 pytestmark = needs_triton
 
 

@@ -8,7 +8,7 @@ from dsvt_ros.fused import tiles
 from dsvt_ros.fused.convolution import BevRows
 from dsvt_ros.fused.tiles import every_tile, list_tiles, tiles_of
 
-_interpreter = interpreted("convolution")
+_interpreter = interpreted("tiles")
 pytestmark = needs_triton
 
 

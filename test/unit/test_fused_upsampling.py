@@ -10,7 +10,7 @@ from dsvt_ros.fused.convolution import BevRows
 from dsvt_ros.fused.launch import ROWS
 from dsvt_ros.fused.upsampling import Upsampling
 
-_interpreter = interpreted("convolution")
+_interpreter = interpreted("convolution", "upsampling")
 pytestmark = needs_triton
 
 

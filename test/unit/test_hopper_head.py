@@ -12,7 +12,7 @@ from torch import nn
 from dsvt_ros.errors import EngineError
 from dsvt_ros.fused import launch
 from dsvt_ros.fused.convolution import BevRows, FusedConvolution
-from dsvt_ros.fused.heatmaps import HopperConvolution, HopperHeatmaps
+from dsvt_ros.fused.heatmaps import HopperHeadConvolution, HopperHeatmaps
 from dsvt_ros.fused.launch import is_hopper
 
 pytestmark = [
@@ -61,7 +61,7 @@ def assert_close(found, expected):
 def test_convolution(channels, clouds, height, width):
     conv = convolution(channels, 64)
     x = rows_of(channels, clouds, height, width)
-    found = HopperConvolution(FusedConvolution(conv))(x)
+    found = HopperHeadConvolution(FusedConvolution(conv))(x)
     assert_close(found.image(), F.relu(conv(x.image().float())))
     cells = found.rows.view(-1, height + 1, width + 1, 64)
     assert (cells[:, -1] == 0).all()
@@ -88,7 +88,7 @@ def test_numbers_of_classes(classes):
 
 def test_repeated_runs_give_the_same_bytes():
     """Of several inputs, one right after the other, with something else on the GPU at the same time."""
-    shared = HopperConvolution(FusedConvolution(convolution(384, 64)))
+    shared = HopperHeadConvolution(FusedConvolution(convolution(384, 64)))
     heatmaps = HopperHeatmaps(FusedConvolution(convolution(64, 64)), FusedConvolution(convolution(64, 3)), 3)
     inputs = [rows_of(384, *size, seed) for seed, size in enumerate([(1, 468, 468), (2, 111, 95), (1, 333, 468)])]
 
@@ -117,11 +117,11 @@ def test_other_convolutions_are_not_taken():
     def fused(channels_in, channels_out):
         return FusedConvolution(convolution(channels_in, channels_out))
 
-    assert HopperConvolution.take(fused(192, 64))
-    assert not HopperConvolution.take(fused(32, 64))
-    assert not HopperConvolution.take(fused(64, 128))
-    assert not HopperConvolution.take(FusedConvolution(nn.Conv2d(64, 64, 1).to(DEVICE)))
-    assert not HopperConvolution.take(FusedConvolution(nn.Conv2d(64, 64, 3, 2, padding=1).to(DEVICE)))
+    assert HopperHeadConvolution.take(fused(192, 64))
+    assert not HopperHeadConvolution.take(fused(32, 64))
+    assert not HopperHeadConvolution.take(fused(64, 128))
+    assert not HopperHeadConvolution.take(FusedConvolution(nn.Conv2d(64, 64, 1).to(DEVICE)))
+    assert not HopperHeadConvolution.take(FusedConvolution(nn.Conv2d(64, 64, 3, 2, padding=1).to(DEVICE)))
     assert HopperHeatmaps.take(fused(64, 64), 7)
     assert not HopperHeatmaps.take(fused(64, 64), 8)
     assert not HopperHeatmaps.take(fused(128, 64), 3)
@@ -129,5 +129,5 @@ def test_other_convolutions_are_not_taken():
 
 def test_more_cells_than_the_kernels_can_number(monkeypatch):
     monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * 64 - 1)
-    with pytest.raises(EngineError, match="a map of 961 cells is more than the kernels can number"):
-        HopperConvolution(FusedConvolution(convolution(64, 64)))(rows_of(64, 1, 30, 30))
+    with pytest.raises(EngineError, match="961 rows are more than the kernels can number"):
+        HopperHeadConvolution(FusedConvolution(convolution(64, 64)))(rows_of(64, 1, 30, 30))

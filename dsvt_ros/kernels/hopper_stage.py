@@ -1,7 +1,7 @@
 """3 by 3 convolutions of `convolution` from 128 to 128 channels for Hopper, where a map has something to convolve.
 
 Maps are divided into tiles of 8 by 16 cells. Far from all voxels a convolution has the same result in every cell, so
-only tiles near one are computed; others are filled. See `convolution.list_tiles`.
+only tiles near one are computed; others are filled. See `tiles.list_tiles`.
 
 A program on each multiprocessor takes every so-many-th tile, two at a time. It has four parts:
 
@@ -29,7 +29,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from dsvt_ros.kernels.convolution import TALL, WIDE
 from dsvt_ros.kernels.hopper_ring import (
     CONSUMER_REGISTERS,
     OTHER_REGISTERS,
@@ -38,6 +37,7 @@ from dsvt_ros.kernels.hopper_ring import (
     release_slot,
     start_slot,
 )
+from dsvt_ros.kernels.tiles import LIST_HEADER, TALL, WIDE
 
 CHANNELS = gl.constexpr(128)
 CHUNK = gl.constexpr(64)
@@ -100,7 +100,7 @@ def convolve_tiles(
     products,  # (voxels, PRODUCT_STRIDE) float16, likewise, where a cell has a voxel
     voxel_at,  # (rows,) int32: voxel in each cell, -1 for none
     output,  # (rows, 128) float16
-    tiles,  # (4 + tiles,) int32: how many are computed; then from 4 on these, and those that are not
+    tiles,  # a list of `tiles.list_tiles`: those near are computed, the others filled
     constant,  # (128,) float16 to fill with
     height,
     width,
@@ -138,7 +138,7 @@ def convolve_tiles(
 def _corner(work, number):
     """Row of maps, row of the map and column of a tile's first cell."""
     tiles, _active, height, width = work
-    tile = gl.load(tiles + 4 + number)
+    tile = gl.load(tiles + LIST_HEADER + number)
     across = gl.cdiv(width + 1, WIDE)
     down = gl.cdiv(height + 1, TALL)
     y = tile // across % down * TALL

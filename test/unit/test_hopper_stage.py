@@ -15,12 +15,13 @@ from torch import nn
 
 from dsvt_ros.config import Backbone2dConfig
 from dsvt_ros.errors import EngineError
-from dsvt_ros.fused import bev, launch
+from dsvt_ros.fused import launch
 from dsvt_ros.fused.bev import FusedBevBackbone
 from dsvt_ros.fused.convolution import BevRows
 from dsvt_ros.fused.first_block import FirstBlock
 from dsvt_ros.fused.hopper_stage import HopperStage
 from dsvt_ros.fused.launch import is_hopper
+from dsvt_ros.fused.residual_block import FusedBlock
 from dsvt_ros.fused.structures import Grid
 from dsvt_ros.fused.tiles import every_tile, tiles_of
 from dsvt_ros.model.bev_backbone import BevBackbone, ResidualBlock
@@ -48,7 +49,7 @@ def stage():
     head = nn.Module()
     head.dense_head = nn.Sequential(*blocks)
     first, second = folded_copy(randomize(head).dense_head).to(DEVICE)
-    return HopperStage([FirstBlock(first), bev._Block(second)])
+    return HopperStage(FirstBlock(first), [FusedBlock(second)])
 
 
 def voxels_in(occupied, seed=0):
@@ -157,15 +158,15 @@ def test_numbers_of_tiles(stage, number):
     x, products = inputs_of(stage, occupied_cells(239, 319, share=0.3))
     grid = tiles_of(x)
     count, programs = math.prod(grid), stage._programs
-    beside = x if number == 2 else None
+    residual = x if number == 2 else None
     added = products if number == 0 else None
     (tiles,) = every_tile(grid, 1, DEVICE)
-    every = stage._launch(number, x, tiles, beside, added)
+    every = stage._launch(number, x, tiles, residual, added)
     tiles[4 : 4 + count] = tiles[4 : 4 + count][torch.randperm(count, generator=torch.Generator().manual_seed(0))]
     some = [0, 1, 2, 3, programs - 1, programs, programs + 1, 2 * programs - 1, 2 * programs, 2 * programs + 1]
     for active in [*some, 3 * programs, 4 * programs + 7, count - 1, count]:
         tiles[0] = active
-        found = stage._launch(number, x, tiles, beside, added)
+        found = stage._launch(number, x, tiles, residual, added)
         computed = torch.zeros(count, dtype=torch.bool, device=DEVICE)
         computed[tiles[4 : 4 + active].long()] = True
         # This map is of whole tiles.
@@ -215,7 +216,8 @@ def test_backbone(occupied):
     head.dense_head = BevBackbone(config, 64)
     reference = folded_copy(randomize(head).dense_head).to(DEVICE)
     backbone = FusedBevBackbone(copy.deepcopy(reference))
-    assert [type(block) for block in backbone._stages[0]] == [HopperStage]
+    assert isinstance(backbone._first, HopperStage)
+    assert not backbone._stages[0]
     features, grid = voxels_in(occupied)
     image = torch.zeros(*occupied.shape, 64, device=DEVICE)
     image[occupied.to(DEVICE)] = features[: int(occupied.sum())].float()
@@ -228,13 +230,13 @@ def test_other_stages_are_not_taken(stage):
     def first(channels, stride):
         return FirstBlock(ResidualBlock(64, channels, stride, downsample=True).to(DEVICE))
 
-    second = bev._Block(ResidualBlock(CHANNELS, CHANNELS, 1, downsample=False).to(DEVICE))
-    assert HopperStage.take([first(CHANNELS, 1), second])
-    assert not HopperStage.take([first(CHANNELS, 2), second])
-    assert not HopperStage.take([first(64, 1)])
+    second = FusedBlock(ResidualBlock(CHANNELS, CHANNELS, 1, downsample=False).to(DEVICE))
+    assert HopperStage.take(first(CHANNELS, 1), [second])
+    assert not HopperStage.take(first(CHANNELS, 2), [second])
+    assert not HopperStage.take(first(64, 1), [])
 
 
 def test_more_cells_than_the_kernels_can_number(stage, monkeypatch):
     monkeypatch.setattr(launch, "MAX_ELEMENTS", 961 * CHANNELS - 1)
-    with pytest.raises(EngineError, match="a map of 961 cells is more than the kernels can number"):
+    with pytest.raises(EngineError, match="961 rows are more than the kernels can number"):
         stage(*voxels_in(occupied_cells(30, 30)))
