@@ -7,14 +7,14 @@ from dsvt_ros.errors import EngineError
 from dsvt_ros.fused.launch import MAX_CHUNK, MAX_COLUMNS, blocks_of, check_size
 
 
-def test_maps_that_kernels_can_number():
+def test_matrices_that_kernels_can_number():
     """Elements count with what lies between rows."""
     check_size(torch.empty(2**31 - 1, 1, device="meta"))
     wide = torch.empty(2**24, 128, device="meta")
     check_size(wide[:-1])
-    for map_ in (wide, wide[:, :16]):
-        with pytest.raises(EngineError, match="a map of 16777216 cells is more than the kernels can number"):
-            check_size(map_)
+    for matrix in (wide, wide[:, :16]):
+        with pytest.raises(EngineError, match="16777216 rows are more than the kernels can number"):
+            check_size(matrix)
 
 
 @pytest.mark.parametrize("channels", [16, 48, 64, 96, 128, 192, 320, 384])

@@ -12,7 +12,10 @@ from dsvt_ros.tools.machine import ran_with
 def test_what_a_detector_ran_with():
     """Also the version of what its backend needs, and of no other one."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    ran = ran_with(SimpleNamespace(backend="onnxruntime", precision="fp16", device=torch.device("cpu")))
+    model = SimpleNamespace(name="demo")
+    detector = SimpleNamespace(model=model, backend="onnxruntime", precision="fp16", device=torch.device("cpu"))
+    ran = ran_with(detector)
+    assert ran["model"] == "demo"
     assert (ran["backend"], ran["precision"], ran["hardware"]["device"]) == ("onnxruntime", "fp16", "cpu")
     assert set(ran["versions"]) == {"dsvt_ros", "python", "torch", "numpy", "onnxruntime"}
     assert ran["versions"]["dsvt_ros"] == dsvt_ros.__version__
