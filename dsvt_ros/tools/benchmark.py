@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import resource
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from dsvt_ros.tools.given_clouds import (
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import REFERENCES, load_reference
+from dsvt_ros.tools.result_file import write_result
 
 SCHEMA_VERSION = 1
 MAX_CLOUDS = 8
@@ -105,8 +105,7 @@ def main(argv: list[str]) -> int:
         f"{content['conversion_ms']['p50']:.2f} ms"
     )
     if options.output:
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
-        console.print(f"wrote {options.output}")
+        write_result(options.output, content, console)
     if options.picture:
         draw_stages(content, options.picture)
         console.print(f"wrote {options.picture}")

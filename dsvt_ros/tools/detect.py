@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from dsvt_ros.tools.arguments import (
     load_detector,
     max_frames_from,
 )
+from dsvt_ros.tools.result_file import write_result
 from dsvt_ros.tools.sweeps import add_motion_options, merged_clouds
 
 SCHEMA_VERSION = 1
@@ -70,8 +70,7 @@ def main(argv: list[str]) -> int:
             "device": str(detector.device),
             "frames": frames,
         }
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"wrote {options.output}")
+        write_result(options.output, result, console)
     return 0
 
 

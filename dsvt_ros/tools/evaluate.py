@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from dsvt_ros.errors import DataError
 from dsvt_ros.kitti_ap import AP_KINDS
 from dsvt_ros.tools import evaluate_kitti, evaluate_nuscenes, evaluate_ranges, evaluate_simulated
 from dsvt_ros.tools.arguments import add_model_options, check_folders
+from dsvt_ros.tools.result_file import write_result
 from dsvt_ros.training.simulator import SPLITS
 
 SCHEMA_VERSION = 1
@@ -55,11 +55,7 @@ def main(argv: list[str]) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     content = {"schema_version": SCHEMA_VERSION, "data": options.data} | KINDS[kind](options, place, console)
     if options.output:
-        try:
-            options.output.write_text(json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise DataError(f"{options.output} cannot be written: {error.strerror or error}") from error
-        console.print(f"wrote {options.output}")
+        write_result(options.output, content, console)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ from dsvt_ros.tools.arguments import add_override_option, check_folders, overrid
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.progress import terminal_progress
 from dsvt_ros.tools.published_layout import REFERENCES, PublishedNetworks, require_reference
+from dsvt_ros.tools.result_file import write_result
 from dsvt_ros.tools.verification import (
     Result,
     add_cloud_options,
@@ -107,8 +107,7 @@ def main(argv: list[str]) -> int:
         results.append(result)
         print_result(console, result, "torch fp32")
     if options.output:
-        options.output.write_text(json.dumps(_json(options, manifest, device, results), indent=1) + "\n")
-        console.print(f"wrote {options.output}")
+        write_result(options.output, _json(options, manifest, device, results), console)
     return 1 if any(result.exceeded() for result in results) else 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from dsvt_ros.structures import SetPartition
 from dsvt_ros.tools.arguments import overrides_from
 from dsvt_ros.tools.machine import hardware, versions
 from dsvt_ros.tools.pcdet_reference import Computed, PcdetReference
+from dsvt_ros.tools.result_file import write_result
 from dsvt_ros.tools.verification import Limits, Result, clouds_from, limits_from, print_result, require_clouds
 from dsvt_ros.voxelization import voxelize
 
@@ -85,8 +85,7 @@ def verify_against_pcdet(options: argparse.Namespace, console: Console) -> int:
             "clouds": [Path(path).name for path in options.cloud],
             "results": [result.to_json()],
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
-        console.print(f"wrote {options.output}")
+        write_result(options.output, content, console)
     return 1 if result.exceeded() else 0
 
 
